@@ -1,0 +1,1 @@
+"""Dialogues: loaded, validated, rendered with chat templates, and masked for supervision."""
