@@ -1,0 +1,1 @@
+"""The named alignment strategies: one module each, with `build(pair, statistics, **options) -> Alignment`."""

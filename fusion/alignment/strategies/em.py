@@ -1,0 +1,23 @@
+"""`em`, exact match: https://arxiv.org/abs/2301.12726; only what is equal is aligned."""
+
+import numpy as np
+
+from fusion.alignment.alignment import Alignment
+from fusion.alignment.rows import Rows, one_to_one_rows
+from fusion.alignment.statistics import MappingStatistics
+from fusion.alignment.vocabularies import VocabularyPair
+
+
+class ExactMatch(Alignment):
+    """Rows: the tokens read cover the same bytes. Vocabulary: equal byte strings; the rest is dropped."""
+
+    def align(self, pivot: Rows, source: Rows) -> np.ndarray:
+        return one_to_one_rows(pivot, source)
+
+    def targets(self, source_ids: np.ndarray) -> np.ndarray:
+        return self.pair.equal_ids[source_ids]
+
+
+def build(pair: VocabularyPair, statistics: MappingStatistics | None) -> Alignment:
+    """`statistics` are not used."""
+    return ExactMatch(pair)

@@ -1,0 +1,135 @@
+"""Every mistake of a command line, found before anything runs, each with the nearest valid name."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fusion.config.compose import CONFIG_FOLDER
+
+CHECKED_CHOICES = 64
+"""Choices of one swept key that are tried."""
+EXPECTED = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
+
+
+@dataclass(frozen=True)
+class _Checker:
+    entry: str
+    loader: ConfigLoader
+    groups: list[str]
+    search_path: list[str]
+
+    def problems(self, overrides: Sequence[Override]) -> list[str]:
+        problems: list[str] = []
+        groups = [override for override in overrides if self._is_group(override)]
+        valid: list[str] = []
+        for override in groups:
+            found = self._group_problems(override)
+            problems += found
+            if not found:
+                valid.append(next(_single(override)))
+        base = self._compose(valid)
+        if isinstance(base, str):
+            return [*problems, base]
+        for override in overrides:
+            if override not in groups and not override.key_or_group.startswith("hydra"):
+                problems += self._key_problems(override, base, valid)
+        return problems
+
+    def _is_group(self, override: Override) -> bool:
+        return override.key_or_group in self.groups
+
+    def _group_problems(self, override: Override) -> list[str]:
+        group = override.key_or_group
+        options = [option for option in self.loader.get_group_options(group) if option != "schema"]
+        names = [single.partition("=")[2] for single in islice(_single(override), CHECKED_CHOICES)]
+        return [
+            f"{group}={name}: there is no such option;{_nearest(name, options)} options are {', '.join(options)}"
+            for name in names
+            if name not in options and name not in ("null", "")
+        ]
+
+    def _key_problems(self, override: Override, base: DictConfig, groups: list[str]) -> list[str]:
+        key = override.key_or_group
+        adds = override.is_add() or override.is_force_add()
+        if not adds and OmegaConf.select(base, key, default=_MISSING, throw_on_missing=False) is _MISSING:
+            known = [*_keys(base), *self.groups]
+            return [f"{override.input_line}: there is no setting `{key}`;{_nearest(key, known)} see --help"]
+        tried = (self._compose([*groups, single]) for single in islice(_single(override), CHECKED_CHOICES))
+        return [f"{override.input_line}: {problem}" for problem in tried if isinstance(problem, str)]
+
+    def _compose(self, overrides: list[str]) -> DictConfig | str:
+        """The composed config, or what is wrong with it in one sentence."""
+        try:
+            return compose(self.entry, overrides=[*self.search_path, *overrides])
+        except (HydraException, OmegaConfBaseException) as error:
+            return _explain(error)
+
+
+_MISSING = object()
+
+
+def command_line_problems(entry: str, arguments: Sequence[str]) -> list[str]:
+    """What is wrong with `arguments` for the entry `train` or `merge`; empty when they compose."""
+    options, unknown = get_args_parser().parse_known_args(list(arguments))
+    problems = [f"{word}: unknown option; see --help" for word in unknown if word.startswith("-")]
+    parser = OverridesParser.create()
+    overrides = []
+    for text in options.overrides:
+        try:
+            overrides.append(parser.parse_override(text))
+        except HydraException as error:
+            problems.append(f"{text}: not KEY=VALUE ({str(error).splitlines()[0]})")
+    search_path = [f"hydra.searchpath=[file://{options.config_dir}]"] if options.config_dir else []
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        loader.load_configuration(entry, search_path, RunMode.RUN)  # makes the search path known to the loader
+        return [*problems, *_Checker(entry, loader, loader.list_groups(""), search_path).problems(overrides)]
+
+
+def _single(override: Override) -> Iterator[str]:
+    """The override as plain KEY=VALUE texts: one, or one per swept choice."""
+    if override.is_sweep_override():
+        for choice in override.sweep_string_iterator():
+            yield f"{override.get_key_element()}={choice}"
+    else:
+        yield str(override.input_line)
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key}"
+        child = None if OmegaConf.is_missing(config, key) else config._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            yield from _keys(child, f"{prefix}{key}.")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    tails = {key.rpartition(".")[2]: key for key in reversed(known)}
+    near = near or [tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, n=1)]
+    return f" did you mean `{near[0]}`?" if near else ""
+
+
+def _explain(error: Exception) -> str:
+    """The innermost reason, in words for a newcomer where we know them."""
+    reason = error
+    while reason.__cause__ is not None and isinstance(reason.__cause__, Exception):
+        reason = reason.__cause__
+    lines = [line for line in str(reason).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    for kind, words in EXPECTED.items():
+        if text.endswith(f"converted to {kind}"):
+            return f"{words} is expected ({text})"
+    return text

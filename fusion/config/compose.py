@@ -1,0 +1,55 @@
+"""Hydra's composition with our schemas, and the step from its result to frozen settings."""
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from fusion.config.schema import MergeConfig, TrainConfig
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "conf"
+"""Its `experiments` is a link to the repository's: as a search path of its own, the repository would turn every folder
+in it, virtual environments included, into a config group."""
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "merge": MergeConfig}
+LONGEST_NAME = 120
+
+Settings = TypeVar("Settings", TrainConfig, MergeConfig)
+
+
+def register() -> None:
+    """Tell Hydra our schemas and resolver; calling it again changes nothing."""
+    for entry, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{entry}_schema", node=_overridable(schema), provider="fusion")
+    OmegaConf.register_new_resolver("readable", readable_name, replace=True)
+
+
+def readable_name(overrides: str) -> str:
+    """A job's overrides as one folder name: no slashes, not too long."""
+    name = re.sub(r"[^\w.,=+-]+", "-", overrides).strip("-") or "job"
+    return name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME]
+
+
+def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
+    """The composed config as frozen dataclasses; nothing below the entry points sees a DictConfig."""
+    plain = OmegaConf.create({key: config[key] for key in schema.__dataclass_fields__})
+    OmegaConf.resolve(plain)
+    settings = OmegaConf.to_object(OmegaConf.merge(_overridable(schema), plain))
+    assert isinstance(settings, schema)
+    return settings
+
+
+def _overridable(schema: type) -> DictConfig:
+    """The schema's node. OmegaConf makes nodes of frozen dataclasses read-only; composing has to write them."""
+    node = OmegaConf.structured(schema)
+    _clear_read_only(node)
+    return node
+
+
+def _clear_read_only(node: Any) -> None:
+    node._set_flag("readonly", None)
+    for key in node if isinstance(node, DictConfig) else ():
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            _clear_read_only(child)

@@ -1,0 +1,95 @@
+"""From a command line to a job: checked, composed by Hydra, and handed over as typed settings."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fusion.config.check import command_line_problems
+from fusion.config.compose import CONFIG_FOLDER, SCHEMAS, register, to_settings
+from fusion.config.errors import EXIT_USER_ERROR, UserError, raise_problems
+from fusion.config.help import help_text
+from fusion.config.rules import settings_problems
+
+HELP_FLAGS = {"--help", "-h"}
+UNCHECKED_FLAGS = {"--hydra-help", "--version", "--shell-completion", "-sc"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a command: a single run, or one point of a sweep."""
+
+    folder: Path
+    """Where everything about the job is written."""
+    name: str
+    """Readable and unique in its sweep."""
+    command: str
+    """The line that runs exactly this job again."""
+    config_yaml: str
+    """The whole resolved config."""
+    sweep: Path | None
+    """Folder of the sweep that the job belongs to."""
+
+
+def launch(entry: str, run: Callable[[Any, Job], None]) -> None:
+    """Run `run(settings, job)`, once or once per job of a sweep; exit with 2 on the user's mistakes."""
+    if HELP_FLAGS & set(sys.argv[1:]):
+        print(help_text(entry))
+        return
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then hands errors to us instead of printing them
+    register()
+    failures: list[str] = []
+    try:
+        if not UNCHECKED_FLAGS & set(sys.argv[1:]):
+            raise_problems(command_line_problems(entry, sys.argv[1:]))
+        hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=entry)(
+            lambda config: _run(entry, run, config, failures)
+        )()
+    except UserError as error:
+        _complain(error.problems)
+    except (HydraException, OmegaConfBaseException) as error:
+        _complain(str(error).splitlines()[:1])
+    if failures:
+        _complain(failures)
+
+
+def _run(entry: str, run: Callable[[Any, Job], None], config: DictConfig, failures: list[str]) -> None:
+    """One job. In a sweep the user's mistakes in one job do not stop the others; they are told at the end."""
+    job = _job(entry, config)
+    try:
+        settings = to_settings(config, SCHEMAS[entry])
+        raise_problems(settings_problems(settings))
+        run(settings, job)
+    except UserError as error:
+        if job.sweep is None:
+            _complain(error.problems)
+        failures += [f"{job.name}: {problem}" for problem in error.problems]
+
+
+def _job(entry: str, config: DictConfig) -> Job:
+    hydra_config = HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
+    folder = Path(hydra_config.runtime.output_dir)
+    return Job(
+        folder=folder,
+        name=folder.name,
+        command=shlex.join(["python", f"{entry}.py", *overrides]),
+        config_yaml=OmegaConf.to_yaml(config, resolve=True),
+        sweep=folder.parent if hydra_config.mode == RunMode.MULTIRUN else None,
+    )
+
+
+def _complain(problems: list[str]) -> NoReturn:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    print(f"{count}:", *(f"  - {problem}" for problem in problems), sep="\n", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)

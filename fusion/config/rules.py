@@ -1,0 +1,90 @@
+"""What types cannot say: ranges and choices of single settings, and combinations that make no sense."""
+
+from collections.abc import Iterator
+
+from fusion.config.schema import MergeConfig, TrainConfig
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "template": ("shared", "native"),
+    "alignment.fallback": ("gold", "pivot", "skip"),
+    "fusion.unit": ("byte", "token"),
+    "objective.name": ("fusion", "sft"),
+    "optim.schedule": ("cosine", "linear", "constant"),
+    "parallel.name": ("single", "ddp", "fsdp"),
+    "evaluation.name": ("skills", "none"),
+    "logger.name": ("csv", "tensorboard", "wandb", "none"),
+}
+SHARES = (
+    "objective.ce_weight",
+    "fusion.keep_pivot_won",
+    "data.heldout_fraction",
+    "optim.warmup_fraction",
+    "optim.final_lr_fraction",
+)
+AT_LEAST: dict[str, float] = {
+    "data.max_length": 2,
+    "teacher.top_k": 1,
+    "teacher.batch_tokens": 1,
+    "teacher.shard_dialogues": 1,
+    "trainer.epochs": 1,
+    "trainer.batch_size": 1,
+    "trainer.micro_batch_size": 0,
+    "trainer.log_every_steps": 1,
+    "objective.chunk_rows": 1,
+    "optim.weight_decay": 0,
+    "optim.grad_clip": 0,
+    "parallel.devices": 1,
+    "parallel.num_nodes": 1,
+    "evaluation.batch_tokens": 1,
+    "seed": 0,
+}
+ABOVE_ZERO = ("optim.lr", "teacher.temperature")
+
+
+def settings_problems(settings: TrainConfig | MergeConfig) -> list[str]:
+    """Every rule that the settings break, one sentence each."""
+    problems = [*_choices(settings), *_ranges(settings)]
+    if isinstance(settings, TrainConfig):
+        problems += _combinations(settings)
+    return problems
+
+
+def _value(settings: object, key: str) -> object:
+    """The setting at a dotted key; None where this entry point has no such setting."""
+    for part in key.split("."):
+        settings = getattr(settings, part, None)
+    return settings
+
+
+def _choices(settings: object) -> Iterator[str]:
+    for key, choices in CHOICES.items():
+        value = _value(settings, key)
+        if value is not None and value not in choices:
+            yield f"{key}={value}: choose one of {', '.join(choices)}"
+
+
+def _ranges(settings: object) -> Iterator[str]:
+    for key in (*SHARES, *AT_LEAST, *ABOVE_ZERO):
+        value = _value(settings, key)
+        if not isinstance(value, int | float):
+            continue
+        if key in SHARES and not 0 <= value <= 1:
+            yield f"{key}={value}: a share between 0 and 1 is expected"
+        if key in AT_LEAST and not value >= AT_LEAST[key]:
+            yield f"{key}={value}: at least {AT_LEAST[key]:g} is expected"
+        if key in ABOVE_ZERO and not value > 0:
+            yield f"{key}={value}: a number above 0 is expected"
+
+
+def _combinations(settings: TrainConfig) -> Iterator[str]:
+    devices = settings.parallel.devices * settings.parallel.num_nodes
+    if settings.parallel.name == "single" and devices > 1:
+        yield f"parallel=single runs on one device, not on {devices}; choose parallel=ddp or parallel=fsdp"
+    if settings.trainer.max_steps < -1 or settings.trainer.max_steps == 0:
+        yield f"trainer.max_steps={settings.trainer.max_steps}: a positive number is expected, or -1 for all epochs"
+    for group in ("pivot", "source"):
+        model = getattr(settings, group)
+        if not model.path and not getattr(model, "members", None):
+            yield f"{group}.path is empty; give a model folder or a hub id, for instance {group}.path=/models/a"
+    if not settings.data.path:
+        yield "data.path is empty; give a JSONL or Parquet file, a dataset folder or a hub id"

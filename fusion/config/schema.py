@@ -1,0 +1,246 @@
+"""Every setting of the two entry points, typed, with one sentence each. Light: importing it loads no model library."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusion.cache import fingerprint
+from fusion.config.world import WorldConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = "tiny"
+    """Short name that tables, folders and logs use."""
+    path: str = "world:pivot"
+    """Local folder, hub id, or `world:NAME` for a model of the built-in world."""
+    revision: str | None = None
+    """Commit or tag on the hub; pin it for reproducible runs."""
+    dtype: str = "float32"
+    """Arithmetic of the weights when the model is read as a teacher: float32, bfloat16, float16 or auto."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model; leave off unless you have read that code."""
+    chat_template: str | None = None
+    """Jinja file, or a built-in name (plain, chatml), that replaces the tokeniser's own chat template."""
+    end_of_turn: str | None = None
+    """Token that ends an assistant turn; found by rendering a probe dialogue when left out."""
+
+
+@dataclass(frozen=True)
+class SourceConfig(ModelConfig):
+    path: str = "world:tiny_a"
+    """Local folder, hub id, or `world:NAME` for a model of the built-in world."""
+    members: dict[str, Any] = field(default_factory=dict)
+    """Several sources fused into one target (many-to-one): name -> the settings of a source."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    name: str = "world"
+    """Short name of the dialogues."""
+    path: str = "world:train"
+    """JSONL or Parquet file, local dataset folder, hub id, or `world:train`."""
+    split: str = "train"
+    """Split to read when the path is a dataset folder or a hub id."""
+    heldout_path: str | None = None
+    """Dialogues kept for validation and the scale search; `world:heldout`, or left out to split them off `path`."""
+    heldout_fraction: float = 0.05
+    """Share of `path` that is kept out of training, drawn by content hash, when there is no `heldout_path`."""
+    test_path: str | None = None
+    """Dialogues whose last assistant turn is the right answer; scored by exact match per `category`."""
+    max_length: int = 2048
+    """Tokens per dialogue and model; what is longer is cut at the end."""
+    limit: int | None = None
+    """Read at most this many dialogues, the first ones of the file."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    top_k: int = 10
+    """Next-token candidates kept per supervised row (paper: 10)."""
+    temperature: float = 1.0
+    """Teacher temperature (paper: 1)."""
+    batch_tokens: int = 4096
+    """Tokens per forward pass, padding included."""
+    shard_dialogues: int = 512
+    """Dialogues per shard of the distribution store; a killed pass loses at most one shard."""
+    device: str = "auto"
+    """Where teachers run: auto, cpu, cuda, cuda:1, ..."""
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    name: str = "ms"
+    """Strategy: em, mined, ms, ms_released, or the dotted path of your own."""
+    fallback: str = "gold"
+    """What a row without an aligned source row learns: gold (the reference token), pivot (its own row) or skip."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the strategy."""
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    name: str = "min_ce"
+    """Fusion function: min_ce, source_only or pivot_only."""
+    unit: str = "byte"
+    """What cross-entropies are divided by before they are compared: byte, or token as in the paper."""
+    keep_pivot_won: float = 1.0
+    """Share of the dialogues won by the pivot that stay in training, drawn by content hash (paper: 1)."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    name: str = "fusion"
+    """`fusion` distils the fused distributions; `sft` trains on the reference tokens alone."""
+    ce_weight: float = 0.9
+    """The paper's lambda: weight of the reference's cross-entropy; the fused distribution has the rest."""
+    chunk_rows: int = 1024
+    """Supervised rows whose logits exist at the same time."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: float = 5e-6
+    """Peak learning rate."""
+    schedule: str = "cosine"
+    """Learning rate after the warm-up: cosine, linear or constant."""
+    warmup_fraction: float = 0.03
+    """Share of all steps in which the learning rate rises from zero."""
+    final_lr_fraction: float = 0.0
+    """Learning rate of the last step, as a share of the peak."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices; biases and norms have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's momentum coefficients."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    epochs: int = 3
+    """Passes over the dialogues."""
+    batch_size: int = 128
+    """Dialogues per optimiser step, over all devices and accumulation steps."""
+    micro_batch_size: int = 0
+    """Dialogues per forward pass and device; 0 means the whole batch at once."""
+    max_steps: int = -1
+    """Stop after this many optimiser steps; -1 means all epochs."""
+    precision: str = "32-true"
+    """Lightning's precision word, for instance 32-true, bf16-mixed or bf16-true."""
+    log_every_steps: int = 10
+    """Optimiser steps between two log lines."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    progress_bar: bool = True
+    """Show a progress bar on a terminal."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    name: str = "single"
+    """single, ddp or fsdp (FSDP2)."""
+    devices: int = 1
+    """Processes per node; the job asserts that it got them."""
+    num_nodes: int = 1
+    """Nodes; start the same command on each."""
+    accelerator: str = "auto"
+    """auto, cpu or gpu."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    name: str = "skills"
+    """`skills` scores test dialogues by exact match and held-out dialogues by NLL per byte; `none` scores nothing."""
+    batch_tokens: int = 8192
+    """Tokens per forward pass, padding included."""
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    name: str = "csv"
+    """csv, tensorboard, wandb or none."""
+    project: str = "fusion"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user."""
+    group: str | None = None
+    """W&B group; a sweep's own name when left out."""
+    offline: bool = True
+    """W&B: record locally; the line that uploads it is printed at the end."""
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    cache: str = "cache"
+    """Content-addressed results of finished stages, shared by all runs."""
+    runs: str = "runs"
+    """Where the folders of jobs go."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Stage 1: one target from a pivot and a source."""
+
+    seed: int = 0
+    """Decides everything drawn: the built-in world, the order of dialogues, dropout."""
+    template: str = "shared"
+    """shared: every model reads the pivot's rendering (paper); native: each model reads its own chat template."""
+    skip_finished: bool = True
+    """Do not run a job again whose folder holds a finished result of the same settings."""
+    tags: list[str] = field(default_factory=list)
+    """Words to find the run by."""
+    pivot: ModelConfig = field(default_factory=ModelConfig)
+    source: SourceConfig = field(default_factory=SourceConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def result_settings(self) -> dict[str, Any]:
+        """Settings that can change the result of a job."""
+        return _without_records(self)
+
+    def common(self, names: Sequence[str]) -> str:
+        """Fingerprint of the named settings: runs that agree in it can be compared in all else."""
+        return fingerprint({name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Stage 2: one model from the targets."""
+
+    seed: int = 0
+    """Decides random masks (DARE) and which stage-1 runs `targets: latest` prefers."""
+    targets: Any = "latest"
+    """`latest` (the last stage-1 runs), or a list of run folders or model folders."""
+    base: str | None = None
+    """The pivot that the targets started from; read from their lineage when left out."""
+    sft: str | None = None
+    """An SFT-only run to show beside the targets; the matching one of `paths.runs` when left out."""
+    skip_finished: bool = True
+    """Do not run a job again whose folder holds a finished result of the same settings."""
+    tags: list[str] = field(default_factory=list)
+    """Words to find the run by."""
+    merge: dict[str, Any] = field(default_factory=dict)
+    """The method, its `scale` (a number, or `search`) and its own parameters."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def result_settings(self) -> dict[str, Any]:
+        """Settings that can change the result of a job, its inputs apart."""
+        return _without_records(self)
+
+
+def _without_records(settings: TrainConfig | MergeConfig) -> dict[str, Any]:
+    ignored = ("logger", "paths", "tags", "skip_finished", "targets", "base", "sft")
+    return {name: value for name, value in vars(settings).items() if name not in ignored}

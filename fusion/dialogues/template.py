@@ -1,0 +1,128 @@
+"""Dialogues as text: the chat template's rendering, and where in it the assistant speaks."""
+
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from fusion.config import UserError
+from fusion.dialogues.dialogue import Dialogue, chat
+
+PROBE = chat("ask", "probe")
+
+
+class UnrenderableDialogue(Exception):
+    """This dialogue does not survive this template; the reader counts it and goes on."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Character span of one assistant turn's content in the rendered text, and where its end-of-turn token stands."""
+
+    start: int
+    end: int
+    end_of_turn: int | None
+    """Start of the end-of-turn string; None where the template ends a turn without one."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    text: str
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How one tokeniser writes dialogues, and the token that ends its turns."""
+
+    tokenizer: PreTrainedTokenizerFast
+    end_of_turn_id: int
+    end_of_turn: str
+
+    def render(self, dialogue: Dialogue) -> Rendering:
+        """Render `dialogue`; raises UnrenderableDialogue when the template refuses or rewrites it."""
+        messages = [{"role": message.role, "content": message.content} for message in dialogue.messages]
+        text = _apply(self.tokenizer, messages)
+        turns, cursor = [], 0
+        for index, message in enumerate(dialogue.messages):
+            if message.role != "assistant":
+                continue
+            cursor = max(cursor, _prompt_length(self.tokenizer, messages[:index], text))
+            start, content = _find(text, message.content, cursor)
+            cursor = start + len(content)
+            turns.append(Turn(start, cursor, self._find_end_of_turn(text, cursor)))
+        return Rendering(text, tuple(turns))
+
+    def _find_end_of_turn(self, text: str, content_end: int) -> int | None:
+        rest = text[content_end:]
+        padding = len(rest) - len(rest.lstrip())
+        return content_end + padding if rest[padding:].startswith(self.end_of_turn) else None
+
+
+def chat_format(tokenizer: PreTrainedTokenizerFast, where: str, end_of_turn: str | None = None) -> ChatFormat:
+    """Find out how `tokenizer` ends an assistant turn: the first special token after the content of a probe dialogue.
+
+    `end_of_turn` (a token's text) overrules the probe. A tokeniser without a chat template falls back to its
+    end-of-sequence token, which is all a source needs when it reads the pivot's rendering.
+
+    Raises:
+        UserError: no end-of-turn token can be found; the message names `where` and the setting that mends it.
+    """
+    remedy = f"set {where}.end_of_turn to the token that ends an assistant turn"
+    if end_of_turn is not None:
+        token_id = tokenizer.get_vocab().get(end_of_turn)
+        if token_id is None:
+            raise UserError(f"{where}: end_of_turn={end_of_turn!r} is not a token of this tokeniser; {remedy}")
+        return ChatFormat(tokenizer, token_id, end_of_turn)
+    token_id = _probe_end_of_turn(tokenizer) if tokenizer.chat_template else tokenizer.eos_token_id
+    if token_id is None:
+        raise UserError(
+            f"{where}: this tokeniser ends no assistant turn: its chat template writes no special token after the "
+            f"content and it has no end-of-sequence token; {remedy}"
+        )
+    return ChatFormat(tokenizer, int(token_id), str(tokenizer.convert_ids_to_tokens(int(token_id))))
+
+
+def require_template(tokenizer: PreTrainedTokenizerFast, where: str) -> None:
+    """Raise a UserError when `tokenizer` has no chat template to render with."""
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{where}: its tokeniser has no chat template; set {where}.chat_template=plain or to a Jinja file"
+        )
+
+
+def _probe_end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    messages = [{"role": message.role, "content": message.content} for message in PROBE.messages]
+    text = _apply(tokenizer, messages)
+    tail = text[text.rindex(PROBE.messages[-1].content) + len(PROBE.messages[-1].content) :]
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    special = [token for token in ids if token in tokenizer.added_tokens_decoder]
+    return special[0] if special else tokenizer.eos_token_id
+
+
+def _apply(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], prompt: bool = False) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+    except (TemplateError, ValueError, KeyError) as error:
+        raise UnrenderableDialogue(f"the chat template refuses it: {error}") from error
+
+
+def _prompt_length(tokenizer: PreTrainedTokenizerFast, before: list[dict[str, str]], text: str) -> int:
+    """Where the answer to `before` may start in `text`: after the generation prompt if the template is consistent."""
+    for prompt in (True, False):
+        try:
+            prefix = _apply(tokenizer, before, prompt)
+        except UnrenderableDialogue:
+            continue
+        if text.startswith(prefix):
+            return len(prefix)
+    return 0
+
+
+def _find(text: str, content: str, cursor: int) -> tuple[int, str]:
+    """First place of `content`, or of its stripped form, at or after `cursor`."""
+    for form in (content, content.strip()):
+        start = text.find(form, cursor)
+        if start >= 0 and form:
+            return start, form
+    raise UnrenderableDialogue("the chat template rewrites an assistant message, so its tokens cannot be found")

@@ -1,0 +1,59 @@
+"""Several models on the same dialogues: one comparison row each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusion.config.schema import DataConfig, EvaluationConfig, ModelConfig, PathsConfig
+from fusion.dialogues.dialogue import Dialogue
+from fusion.dialogues.load import load_dialogues, load_splits
+from fusion.evaluation.score import Scores, score_folder
+from fusion.tracking.rows import ComparisonRow, Kind
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """A model to score; `strong_skills` are those its source is strong in."""
+
+    kind: Kind
+    model: ModelConfig
+    strong_skills: tuple[str, ...] = ()
+
+
+def test_and_heldout(data: DataConfig) -> tuple[list[Dialogue], list[Dialogue]]:
+    """Dialogues that are scored by exact match, and dialogues whose NLL is measured."""
+    test = load_dialogues(data.test_path, data.split) if data.test_path else []
+    heldout = load_dialogues(data.heldout_path, data.split) if data.heldout_path else load_splits(data)[1]
+    return test, heldout
+
+
+def score_models(
+    models: Sequence[ScoredModel],
+    data: DataConfig,
+    evaluation: EvaluationConfig,
+    paths: PathsConfig,
+    seed: int,
+    command: str,
+) -> list[ComparisonRow]:
+    """Score every model once (scores are cached by the model's content), each in its own chat template."""
+    test, heldout = test_and_heldout(data)
+    rows = []
+    for scored in models:
+        scores = score_folder(scored.model, test, heldout, data.max_length, evaluation.batch_tokens, Path(paths.cache))
+        rows.append(comparison_row(scored, scores, seed, command))
+    return rows
+
+
+def comparison_row(scored: ScoredModel, scores: Scores, seed: int, command: str) -> ComparisonRow:
+    return ComparisonRow(
+        model=scored.model.name,
+        kind=scored.kind,
+        strategy="",
+        seed=seed,
+        path=scored.model.path,
+        scores=scores.scores,
+        nll_per_byte=scores.nll_per_byte,
+        num_items=scores.num_items,
+        command=command,
+        strong_skills=scored.strong_skills,
+    )

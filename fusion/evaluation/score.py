@@ -1,0 +1,149 @@
+"""Scores of one model: exact match of the greedy answer per skill, and NLL per byte on held-out dialogues.
+
+The last assistant turn of a test dialogue is the right answer. The greedy answer equals it token for token exactly
+when, reading the right answer, the most likely token is the right one at every position, the end-of-turn included; so
+one forward pass scores it, without generating.
+
+Array legend: R supervised rows of a dialogue.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from fusion.cache import cached_folder, code_version, fingerprint, write_json
+from fusion.config import UserError
+from fusion.config.schema import ModelConfig
+from fusion.dialogues.dialogue import Dialogue
+from fusion.dialogues.encode import Encoded, Encoder
+from fusion.dialogues.reader import Reader, encode_all, make_readers
+from fusion.teaching.causal_lm import load_causal_lm, pick_device
+from fusion.teaching.forward import RowReader, token_batches
+
+AVERAGE = "average"
+NO_CATEGORY = "all"
+MODEL_CODE = ("fusion.evaluation", "fusion.teaching", "fusion.dialogues")
+
+
+@dataclass(frozen=True)
+class Scores:
+    scores: dict[str, float]
+    """Share of right answers by skill, and `average`, the mean over skills; empty without test dialogues."""
+    num_items: dict[str, int]
+    """Scored test dialogues by skill."""
+    nll_per_byte: float | None
+    """Nats per byte of assistant text on the held-out dialogues."""
+    items: dict[str, bool]
+    """Right or wrong by content hash of the test dialogue."""
+
+
+@dataclass(frozen=True)
+class RowResults:
+    nll_R: np.ndarray
+    """float32 nats of each reference token."""
+    right_R: np.ndarray
+    """bool: the most likely token is the reference."""
+
+
+def read_results(
+    model: PreTrainedModel, vocab_size: int, encoded: Mapping[str, Encoded], batch_tokens: int
+) -> Iterator[tuple[str, RowResults]]:
+    """Content hash and results of every dialogue, in length buckets."""
+    reader = RowReader(model, vocab_size)
+    order = sorted(encoded, key=lambda name: (len(encoded[name].ids_N), name))
+    for positions in token_batches([len(encoded[name].ids_N) for name in order], batch_tokens):
+        names = [order[position] for position in positions]
+        nll: list[np.ndarray] = []
+        right: list[np.ndarray] = []
+        for logits_RV, references_R in reader.chunks([encoded[name] for name in names]):
+            chosen = logits_RV.gather(-1, references_R.unsqueeze(-1)).squeeze(-1)
+            nll.append((logits_RV.logsumexp(-1) - chosen).cpu().numpy())
+            right.append((logits_RV.argmax(-1) == references_R).cpu().numpy())
+        bounds = np.cumsum([0, *(len(encoded[name].rows_R) for name in names)])
+        all_nll, all_right = np.concatenate(nll), np.concatenate(right)
+        for name, first, last in zip(names, bounds[:-1], bounds[1:], strict=True):
+            yield name, RowResults(all_nll[first:last], all_right[first:last])
+
+
+def nll_per_byte(model: PreTrainedModel, vocab_size: int, encoded: Mapping[str, Encoded], batch_tokens: int) -> float:
+    """Nats per byte of assistant text, end-of-turn counted as one byte, over all dialogues together."""
+    nats = sum(
+        float(results.nll_R.sum(dtype=np.float64))
+        for _, results in read_results(model, vocab_size, encoded, batch_tokens)
+    )
+    return nats / sum(one.num_bytes for one in encoded.values())
+
+
+def score_model(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    vocab_size: int,
+    test: Sequence[Dialogue],
+    heldout: Sequence[Dialogue],
+    batch_tokens: int,
+) -> Scores:
+    """Score a loaded model on dialogues that it reads through `encoder`."""
+    reader = Reader(ModelConfig(), encoder)
+    (test_tokens,), _ = encode_all([reader], test)
+    (heldout_tokens,), _ = encode_all([reader], heldout)
+    items = {
+        name: bool(results.right_R[last_turn(test_tokens[name])].all())
+        for name, results in read_results(model, vocab_size, test_tokens, batch_tokens)
+    }
+    skills: dict[str, list[bool]] = {}
+    for dialogue in test:
+        if dialogue.content_hash in items:
+            skills.setdefault(dialogue.category or NO_CATEGORY, []).append(items[dialogue.content_hash])
+    scores = {skill: float(np.mean(right)) for skill, right in skills.items()}
+    if scores:
+        scores[AVERAGE] = float(np.mean(list(scores.values())))
+    loss = nll_per_byte(model, vocab_size, heldout_tokens, batch_tokens) if heldout_tokens else None
+    return Scores(scores, {skill: len(right) for skill, right in skills.items()}, loss, dict(sorted(items.items())))
+
+
+def last_turn(encoded: Encoded) -> np.ndarray:
+    """bool [R]: rows of the last assistant turn (turns are runs of neighbouring rows)."""
+    rows_R = encoded.rows_R
+    gaps = np.flatnonzero(np.diff(rows_R) > 1)
+    return np.arange(len(rows_R)) > (gaps[-1] if gaps.size else -1)
+
+
+def score_folder(
+    model: ModelConfig,
+    test: Sequence[Dialogue],
+    heldout: Sequence[Dialogue],
+    max_length: int,
+    batch_tokens: int,
+    cache: Path,
+) -> Scores:
+    """Score a model folder or hub model in its own chat template, once: the scores are kept in the cache."""
+    (reader,) = make_readers([model], "native", max_length)
+    key = {
+        "model": reader.identity,
+        "dtype": model.dtype,
+        "template": str(reader.tokenizer.chat_template),
+        "test": fingerprint({"test": [dialogue.to_json() for dialogue in test]}),
+        "heldout": fingerprint({"heldout": [dialogue.to_json() for dialogue in heldout]}),
+        "max_length": max_length,
+        "batch_tokens": batch_tokens,
+        "code": code_version(*MODEL_CODE),
+    }
+
+    def build(folder: Path) -> None:
+        loaded = load_causal_lm(model).to(pick_device("auto"))  # type: ignore[arg-type]
+        scores = score_model(loaded, reader.encoder, reader.vocab_size, test, heldout, batch_tokens)
+        write_json(folder / "scores.json", vars(scores))
+
+    return Scores(**_read(cached_folder(cache, "scores", key, build) / "scores.json"))
+
+
+def _read(path: Path) -> dict:
+    import json
+
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: kept scores cannot be read ({error}); delete this folder to score again") from error

@@ -1,0 +1,121 @@
+"""A model folder as a mapping from tensor names to tensors, each read from its safetensors file when asked for."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from torch import Tensor
+
+from fusion.config import UserError, raise_problems
+from fusion.merging.tensor_file import TensorFile, TensorSpec, open_tensor_file
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint(Mapping[str, Tensor]):
+    """The weights of a model folder. `config` is its `config.json`, empty when it has none."""
+
+    folder: Path
+    files: tuple[TensorFile, ...]
+    homes: Mapping[str, TensorFile]
+    config: Mapping[str, object]
+    index: Path | None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.homes[name].read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.homes)
+
+    def __len__(self) -> int:
+        return len(self.homes)
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        return {name: file.specs[name] for name, file in self.homes.items()}
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read the headers of a Hugging Face model folder, in one file or in shards.
+
+    Raises:
+        UserError: no folder, no safetensors (pickled weights are refused), a corrupt file, an index that lies.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    shard_names, index = _shard_names(folder)
+    files, problems = [], []
+    for name in shard_names:
+        try:
+            files.append(open_tensor_file(folder / name))
+        except (UserError, OSError) as error:
+            problems += error.problems if isinstance(error, UserError) else [str(error)]
+    raise_problems(problems)
+    homes = {name: file for file in files for name in file.specs}
+    if index:
+        raise_problems(_index_problems(folder / INDEX_FILE, index, files))
+    return Checkpoint(folder, tuple(files), homes, _config(folder), folder / INDEX_FILE if index else None)
+
+
+def _shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Names of the weight files, and the index's map from tensor to file (empty without an index)."""
+    if (folder / SINGLE_FILE).is_file():
+        return [SINGLE_FILE], {}
+    if (folder / INDEX_FILE).is_file():
+        index = _read_index(folder / INDEX_FILE)
+        return sorted(set(index.values())), index
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return found, {}
+    if found:
+        raise UserError(f"{folder}: several safetensors files ({', '.join(found)}) but no {INDEX_FILE}: add the index")
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise UserError(
+            f"{folder}: holds pickled weights ({pickles[0]}), which can run code when they are loaded: refused, "
+            "save the model again as safetensors"
+        )
+    raise UserError(f"{folder}: no safetensors weights ({SINGLE_FILE} or {INDEX_FILE})")
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
+        entries = {str(name): str(shard) for name, shard in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a safetensors index ({error!r}): fetch the file again") from error
+    outside = sorted({shard for shard in entries.values() if not _is_plain_name(shard)})
+    raise_problems([f"{path}: '{shard}' is not the name of a file in this folder: refused" for shard in outside])
+    if not entries:
+        raise UserError(f"{path}: lists no tensors")
+    return entries
+
+
+def _is_plain_name(name: str) -> bool:
+    return PurePosixPath(name).name == name and "\\" not in name and name != ".."
+
+
+def _index_problems(path: Path, index: Mapping[str, str], files: list[TensorFile]) -> list[str]:
+    listed = set(index.items())
+    held = {(name, file.path.name) for file in files for name in file.specs}
+    missing = [f"{path}: '{name}' is not in {shard}, where the index says" for name, shard in sorted(listed - held)]
+    extra = [f"{path}: '{name}' in {shard} is not listed there" for name, shard in sorted(held - listed)]
+    return missing + extra
+
+
+def _config(folder: Path) -> Mapping[str, object]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    return config

@@ -1,0 +1,23 @@
+from torch import Tensor
+
+from fusion.merging.arithmetic import agreed_sum, agreeing, shares, squared_norms
+from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.parameters import Share
+from fusion.merging.selection import NOTHING_SELECTED, most_varying
+
+
+@merge_method(paper="https://arxiv.org/abs/2408.07990")
+def sce(deltas_JN: Tensor, *, tau: Share = 0.1, renormalize: bool = False) -> MergedDelta:
+    """SCE (FuseChat v2, Algorithm 1), to the letter of the paper.
+
+    Select the share `tau` of positions that vary most across targets and zero all others; calculate
+    eta_j = sum d_j^2 / sum_i sum d_i^2 over what is left; erase entries against the majority's sign; return
+    sum_j eta_j d_j. `renormalize` divides per position by the eta that survived. A single target is kept whole.
+    """
+    selected_N = most_varying(deltas_JN, tau)
+    selected_JN = deltas_JN * selected_N
+    eta_J, events = shares(squared_norms(selected_JN))
+    if not bool(selected_N.any()):
+        events = (NOTHING_SELECTED,)
+    merged_N = agreed_sum(selected_JN, eta_J, agreeing(selected_JN), renormalize=renormalize)
+    return MergedDelta(merged_N, eta_J, events)

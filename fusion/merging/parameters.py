@@ -1,0 +1,148 @@
+"""A method's parameters, checked against its function's signature: there is no second schema to keep in step."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from fusion.config import UserError
+from fusion.merging.method import MergeMethod, Parameters, TensorContext, load_method
+
+
+@dataclass(frozen=True)
+class Between:
+    """Limits of a number, the lower one included unless `above`; used as `Annotated[float, Between(0, 1)]`."""
+
+    low: float
+    high: float
+    above: bool = False
+
+    def allows(self, value: float) -> bool:
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        return f"{'above' if self.above else 'from'} {self.low:g} to {self.high:g}"
+
+
+Share = Annotated[float, Between(0, 1)]
+PositiveShare = Annotated[float, Between(0, 1, above=True)]
+Weight = float | list[float]
+Density = PositiveShare | list[PositiveShare]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One parameter of a method: its annotated type and its default (`inspect.Parameter.empty`: required)."""
+
+    kind: Any
+    default: Any
+
+
+@cache
+def options_of(method: MergeMethod[...]) -> Mapping[str, Option]:
+    """The parameters that a user may set: the function's keywords, without `context`."""
+    hints = get_type_hints(method.function, include_extras=True)
+    signature = inspect.signature(method.function).parameters.values()
+    return {
+        parameter.name: Option(hints[parameter.name], parameter.default)
+        for parameter in signature
+        if parameter.kind is parameter.KEYWORD_ONLY and hints[parameter.name] is not TensorContext
+    }
+
+
+@cache
+def wants_context(method: MergeMethod[...]) -> bool:
+    return TensorContext in get_type_hints(method.function).values()
+
+
+def with_defaults(method: MergeMethod[...], parameters: Parameters) -> dict[str, object]:
+    """All parameters of `method`, in the signature's order, given ones over defaults."""
+    return {name: parameters.get(name, option.default) for name, option in options_of(method).items()}
+
+
+def check_parameters(
+    method: str | MergeMethod[...], parameters: Parameters, *, num_targets: int | None = None
+) -> list[str]:
+    """Every problem with `parameters` (names, types, ranges, list lengths), each with what to do; empty when good."""
+    if isinstance(method, str):
+        try:
+            method = load_method(method)
+        except UserError as error:
+            return error.problems
+    options = options_of(method)
+    problems = [_unknown(name, options) for name in parameters if name not in options]
+    for name, option in options.items():
+        if name in parameters:
+            problems += _value_problems(name, parameters[name], option.kind, num_targets)
+        elif option.default is inspect.Parameter.empty:
+            problems.append(f"{name} is missing: {_describe(option.kind)}")
+    if not problems:
+        problems = method.check(with_defaults(method, parameters))
+    return [f"merge method '{method.name}': {problem}" for problem in problems]
+
+
+def per_target(value: float | Sequence[float], num_targets: int) -> Tensor:
+    """One number for all targets, or one each, as float64 [J]."""
+    values = [value] * num_targets if isinstance(value, int | float) else value
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def normalizable(parameters: Parameters) -> list[str]:
+    """Method check: weights that are to be divided by their sum must not sum to zero."""
+    weight: Any = parameters["weight"]
+    total = weight if isinstance(weight, int | float) else sum(weight)
+    if parameters["normalize"] and abs(total) < 1e-8:
+        return [f"weight {weight} sums to zero and cannot be normalized: change it, or set normalize to false"]
+    return []
+
+
+def _unknown(name: str, options: Mapping[str, Option]) -> str:
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    takes = f"It takes {', '.join(options)}" if options else "It takes no parameters"
+    return f"no parameter '{name}': {hint}{takes}"
+
+
+def _value_problems(name: str, value: object, kind: Any, num_targets: int | None) -> list[str]:
+    if not _fits(value, kind):
+        near = difflib.get_close_matches(str(value), get_args(kind), n=1) if get_origin(kind) is Literal else []
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        return [f"{name} must be {_describe(kind)}, got {value!r}{hint}"]
+    if isinstance(value, list | tuple) and num_targets is not None and len(value) != num_targets:
+        return [f"{name} lists {len(value)} numbers for {num_targets} targets: give one number, or one per target"]
+    return []
+
+
+def _fits(value: object, kind: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, member) for member in arguments)
+    if origin is Annotated:
+        return _fits(value, arguments[0]) and all(limit.allows(value) for limit in arguments[1:])
+    if origin is Literal:
+        return value in arguments
+    if origin is list:
+        return isinstance(value, list | tuple) and all(_fits(member, arguments[0]) for member in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _describe(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_describe(member) for member in arguments)
+    if origin is Annotated:
+        return " ".join([_describe(arguments[0]), *map(str, arguments[1:])])
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is list:
+        return f"a list of {_describe(arguments[0]).removeprefix('a ').replace('number', 'numbers')}"
+    return {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}.get(kind, str(kind))

@@ -1,0 +1,168 @@
+"""A merge, checked before anything is computed: every mistake is found and reported at once."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fusion.config import UserError, raise_problems
+from fusion.merging.checkpoint import Checkpoint
+from fusion.merging.method import MergeMethod, load_method
+from fusion.merging.parameters import check_parameters, with_defaults
+from fusion.merging.tensor_file import TensorSpec
+
+State = Mapping[str, Tensor]
+Specs = Mapping[str, TensorSpec]
+Input = TypeVar("Input")
+MERGEABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A valid merge. `parameters` are complete; all inputs have the same tensors, shapes and dtypes."""
+
+    method: MergeMethod[...]
+    parameters: Mapping[str, object]
+    base: State | None
+    targets: tuple[State, ...]
+    scale: float
+    seed: int
+
+    @property
+    def reference(self) -> State:
+        """Where all that is not merged comes from."""
+        return self.targets[0] if self.base is None else self.base
+
+    @cached_property
+    def inputs(self) -> dict[str, State]:
+        """Base and targets by their roles."""
+        return input_roles(self.base, self.targets)
+
+    @cached_property
+    def specs(self) -> Specs:
+        return specs_of(self.reference)
+
+    @cached_property
+    def merged_names(self) -> list[str]:
+        """Tensors that are merged; the others (integers, booleans, empty ones) are copied."""
+        return [name for name, spec in self.specs.items() if spec.dtype.is_floating_point and spec.num_bytes]
+
+    @cached_property
+    def copied_names(self) -> list[str]:
+        merged = set(self.merged_names)
+        return [name for name in self.specs if name not in merged]
+
+
+def make_plan(
+    method: str,
+    base: State | None,
+    targets: Sequence[State],
+    *,
+    scale: float,
+    seed: int,
+    parameters: Mapping[str, object],
+) -> MergePlan:
+    """Check everything that can be checked without computing.
+
+    Raises:
+        UserError: with all problems: unknown method or parameter, wrong value, inputs that do not fit together.
+    """
+    problems = request_problems(method, base is not None, len(targets), scale, seed, parameters)
+    raise_problems(problems + state_problems(input_roles(base, targets)))
+    loaded = load_method(method)
+    plan = MergePlan(loaded, with_defaults(loaded, parameters), base, tuple(targets), float(scale), seed)
+    raise_problems(_copied_problems(plan))
+    return plan
+
+
+def request_problems(
+    method: str, has_base: bool, num_targets: int, scale: float, seed: int, parameters: Mapping[str, object]
+) -> list[str]:
+    """What is wrong with a request, whatever its inputs hold."""
+    problems = []
+    if num_targets < 1:
+        problems.append("there is nothing to merge: give at least one target")
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        problems.append(f"scale must be a number, got {scale!r}")
+    elif scale != 1 and not has_base:
+        problems.append(f"scale {scale:g} multiplies the merged delta from a base, and there is no base: give one")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        problems.append(f"seed must be a whole number, got {seed!r}")
+    try:
+        loaded = load_method(method)
+    except UserError as error:
+        return problems + error.problems
+    if loaded.needs_base and not has_base:
+        problems.append(f"merge method '{loaded.name}' works on deltas from a base: give the base")
+    if loaded.num_targets is not None and num_targets != loaded.num_targets:
+        problems.append(f"merge method '{loaded.name}' takes exactly {loaded.num_targets} targets, got {num_targets}")
+    return problems + check_parameters(loaded, parameters, num_targets=num_targets)
+
+
+def specs_of(state: State) -> Specs:
+    if isinstance(state, Checkpoint):
+        return state.specs
+    return {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+
+
+def input_roles(base: Input | None, targets: Sequence[Input]) -> dict[str, Input]:
+    """How problems call the inputs: `base`, `target 0`, `target 1`, ... in this order."""
+    roles = {} if base is None else {"base": base}
+    return roles | {f"target {j}": target for j, target in enumerate(targets)}
+
+
+def input_labels(inputs: Mapping[str, State]) -> list[str]:
+    """The roles of `inputs`, with their folders where they have one."""
+    return [f"{role} ({state.folder})" if isinstance(state, Checkpoint) else role for role, state in inputs.items()]
+
+
+def state_problems(inputs: Mapping[str, State]) -> list[str]:
+    """Tensors by which the inputs, named by their roles, do not fit the first of them."""
+    if not inputs:
+        return []
+    (first, *others), labels = inputs.values(), input_labels(inputs)
+    reference = specs_of(first)
+    problems = _quantized_problems(labels[0], reference)
+    for label, state in zip(labels[1:], others, strict=True):
+        problems += _fit_problems(labels[0], reference, label, specs_of(state))
+    return problems
+
+
+def _fit_problems(reference_label: str, reference: Specs, label: str, specs: Specs) -> list[str]:
+    """Tensors of `specs` that are missing, extra, or differ in shape or dtype; the first few in full."""
+    missing = [f"{label}: '{name}' of {reference_label} is missing" for name in reference if name not in specs]
+    extra = [f"{label}: '{name}' is not in {reference_label}" for name in specs if name not in reference]
+    different = [
+        f"{label}: '{name}' is {specs[name]}, but {spec} in {reference_label}: save both models alike"
+        for name, spec in reference.items()
+        if name in specs and specs[name] != spec
+    ]
+    problems = missing + extra + different
+    hidden = len(problems) - SHOWN
+    return [*problems[:SHOWN], f"{label}: and {hidden} more tensors that do not fit"] if hidden > 0 else problems
+
+
+def _quantized_problems(label: str, specs: Specs) -> list[str]:
+    dtypes = sorted(
+        {str(spec.dtype) for spec in specs.values() if spec.dtype.is_floating_point} - set(map(str, MERGEABLE))
+    )
+    return (
+        [f"{label}: holds quantized tensors ({', '.join(dtypes)}): merge the models in 16 bits or more"]
+        if dtypes
+        else []
+    )
+
+
+def _copied_problems(plan: MergePlan) -> list[str]:
+    labels = input_labels(plan.inputs)
+    return [
+        f"{label}: '{name}' is not a float tensor, so it is copied and not merged, but it differs from {labels[0]}"
+        for label, state in zip(labels, plan.inputs.values(), strict=True)
+        for name in plan.copied_names
+        if not torch.equal(state[name], plan.reference[name])
+    ]

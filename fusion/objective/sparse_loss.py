@@ -1,0 +1,113 @@
+"""Cross-entropy against sparse targets, without targets or logits of the size [tokens, vocabulary].
+
+With logits z = h W^T (+ b), a row with sparse weights w costs  m * logsumexp(z) - sum_j w_j z_j,  m = sum_j w_j, and
+its gradient is  dz = m * softmax(z) - scatter(w).  A mixture lambda * onehot(y) + (1 - lambda) * q is just one such w.
+
+Tensor legend: T rows, H hidden size, V vocabulary, K target entries per row.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def sparse_cross_entropy(
+    hidden_TH: Tensor,
+    head_VH: Tensor,
+    ids_TK: Tensor,
+    weights_TK: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    chunk_size: int = 1024,
+) -> Tensor:
+    """Sum over rows of the cross-entropy between sparse targets and softmax(hidden @ head.T + bias), in nats.
+
+    Args:
+        hidden_TH: hidden states of the supervised rows.
+        head_VH: weight of the output head.
+        ids_TK: int64 target ids; an id may repeat in a row, its weights then add up. Unused columns: any id, weight 0.
+        weights_TK: float target weights, not differentiated; rows need not sum to 1.
+        bias_V: bias of the output head.
+        chunk_size: rows whose logits exist at the same time.
+
+    Returns a scalar (float32, or float64 for float64 input) that is differentiable once, with respect to hidden, head
+    and bias; the gradients are computed in the forward pass, so that logits never wait for the backward pass.
+    """
+    return sparse_loss(hidden_TH, head_VH, ids_TK, weights_TK, bias_V=bias_V, chunk_size=chunk_size)[0]
+
+
+def sparse_loss(
+    hidden_TH: Tensor,
+    head_VH: Tensor,
+    ids_TK: Tensor,
+    weights_TK: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    chunk_size: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """`sparse_cross_entropy`, and beside it the detached log-probabilities [T, K] of the target ids, for reports."""
+    if hidden_TH.ndim != 2 or head_VH.ndim != 2 or hidden_TH.shape[1] != head_VH.shape[1]:
+        raise ValueError(f"hidden {tuple(hidden_TH.shape)} and head {tuple(head_VH.shape)} do not fit each other")
+    if ids_TK.shape != weights_TK.shape or len(ids_TK) != len(hidden_TH):
+        raise ValueError(
+            f"targets {tuple(ids_TK.shape)} and weights {tuple(weights_TK.shape)} do not fit {len(hidden_TH)} rows"
+        )
+    loss, logprobs_TK = _SparseCrossEntropy.apply(hidden_TH, head_VH, bias_V, ids_TK, weights_TK, chunk_size)
+    return loss, logprobs_TK
+
+
+class _SparseCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TH: Tensor,
+        head_VH: Tensor,
+        bias_V: Tensor | None,
+        ids_TK: Tensor,
+        weights_TK: Tensor,
+        chunk_size: int,
+    ) -> tuple[Tensor, Tensor]:
+        exact = torch.promote_types(hidden_TH.dtype, torch.float32)
+        needs_hidden, needs_head, needs_bias = ctx.needs_input_grad[:3]
+        loss = hidden_TH.new_zeros((), dtype=exact)
+        logprobs = hidden_TH.new_empty(ids_TK.shape, dtype=exact)
+        hidden_grad = torch.empty_like(hidden_TH) if needs_hidden else None
+        head_grad = torch.zeros_like(head_VH, dtype=exact) if needs_head else None
+        bias_grad = torch.zeros_like(bias_V, dtype=exact) if needs_bias and bias_V is not None else None
+        for start in range(0, len(hidden_TH), chunk_size):
+            rows = slice(start, start + chunk_size)
+            hidden, ids, weights = hidden_TH[rows], ids_TK[rows], weights_TK[rows].to(exact)
+            logits = (hidden @ head_VH.T).to(exact)
+            if bias_V is not None:
+                logits += bias_V
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            logprobs[rows] = logits.gather(-1, ids) - normaliser
+            loss -= (weights * logprobs[rows]).sum()
+            mass = weights.sum(-1, keepdim=True)
+            dlogits = (logits - normaliser).exp_().mul_(mass).scatter_add_(-1, ids, -weights)
+            if hidden_grad is not None:
+                hidden_grad[rows] = dlogits.to(head_VH.dtype) @ head_VH
+            if head_grad is not None:
+                head_grad.addmm_(dlogits.T, hidden.to(exact))
+            if bias_grad is not None:
+                bias_grad += dlogits.sum(0)
+        ctx.save_for_backward(hidden_grad, head_grad, bias_grad)
+        ctx.head_dtype, ctx.bias_dtype = head_VH.dtype, bias_V.dtype if bias_V is not None else None
+        ctx.mark_non_differentiable(logprobs)
+        return loss, logprobs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad, head_grad, bias_grad = ctx.saved_tensors
+        scale = grads[0]
+        return (
+            hidden_grad * scale.to(hidden_grad.dtype) if hidden_grad is not None else None,
+            (head_grad * scale).to(ctx.head_dtype) if head_grad is not None else None,
+            (bias_grad * scale).to(ctx.bias_dtype) if bias_grad is not None else None,
+            None,
+            None,
+            None,
+        )

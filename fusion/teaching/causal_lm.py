@@ -1,0 +1,68 @@
+"""Causal language models: loaded safely, and split into decoder and head so that few logits need exist.
+
+Tensor legend: B dialogues, T tokens, H hidden size, V vocabulary, R rows.
+"""
+
+import logging
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from fusion.config import UserError
+from fusion.config.schema import ModelConfig
+
+log = logging.getLogger(__name__)
+
+IGNORED = -100
+
+
+def load_causal_lm(model: ModelConfig, dtype: str | None = None) -> PreTrainedModel:
+    """Load `model.path` from safetensors, in `dtype` (default: the setting's), in evaluation mode.
+
+    Raises:
+        UserError: the folder is missing, holds no safetensors weights, or is no causal language model.
+    """
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model.path,
+            revision=model.revision,
+            dtype=dtype or model.dtype,
+            trust_remote_code=model.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{model.name} (path={model.path}): the model cannot be loaded: {reason[0]}") from error
+    return loaded.eval()
+
+
+def final_hidden(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Hidden states after the last layer and norm, before the head: [B, T, H]."""
+    return model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+
+
+def head(model: PreTrainedModel) -> torch.nn.Linear:
+    """The output embedding; a module with `weight` [V, H] and maybe a bias."""
+    module = model.get_output_embeddings()
+    assert isinstance(module, torch.nn.Linear), f"unexpected head {type(module).__name__}"
+    return module
+
+
+@torch.no_grad()
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are exactly head(hidden): false for models that scale or cap them (Gemma-2, Granite, Cohere)."""
+    device = next(model.parameters()).device
+    ids_BT = torch.arange(1, 9, device=device).unsqueeze(0) % int(model.config.get_text_config().vocab_size)
+    mask_BT = torch.ones_like(ids_BT)
+    logits = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits.float()
+    ours = head(model)(final_hidden(model, ids_BT, mask_BT)).float()
+    tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 5e-2
+    return bool(torch.allclose(logits, ours, rtol=tolerance, atol=tolerance * float(logits.abs().max())))
+
+
+def pick_device(word: str) -> torch.device:
+    """`auto` is the first accelerator, else the CPU."""
+    if word != "auto":
+        return torch.device(word)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

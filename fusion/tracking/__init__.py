@@ -1,0 +1,1 @@
+"""Tracking: the record of every job, its mirrors in experiment loggers, and comparisons of jobs."""

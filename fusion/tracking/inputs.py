@@ -1,0 +1,155 @@
+"""What a merge works on: targets, their base, and the models and dialogues they are scored with."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion.cache import folder_hash
+from fusion.config import UserError
+from fusion.config.schema import DataConfig, MergeConfig, ModelConfig
+from fusion.dialogues.dialogue import Dialogue, read_jsonl
+from fusion.tracking.record import LINEAGE
+from fusion.tracking.stage1 import TargetRun, finished_runs, latest_targets, matching_sft, named_runs
+
+if TYPE_CHECKING:
+    from fusion.evaluation.compare import ScoredModel
+
+log = logging.getLogger(__name__)
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class Target:
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class MergeInputs:
+    """Targets in order, and what stage 1 recorded about them (nothing for bare model folders)."""
+
+    targets: list[Target]
+    base: Path | None
+    runs: list[TargetRun]
+    sft: TargetRun | None
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """Hashes of everything that the merge reads."""
+        return {
+            "targets": [[target.name, folder_hash(target.path)] for target in self.targets],
+            "base": folder_hash(self.base) if self.base else None,
+            "sft": folder_hash(self.sft.model) if self.sft else None,
+            "runs": [run.result["fingerprint"] for run in self.runs],
+        }
+
+    @property
+    def pivot(self) -> ModelConfig:
+        return ModelConfig(**self._first_lineage()["pivot"])
+
+    @property
+    def data(self) -> DataConfig | None:
+        """The dialogues of the first target's run; None when no target has a run."""
+        return DataConfig(**self._first_lineage()["data"]) if self.runs else None
+
+    @property
+    def heldout_won(self) -> list[Dialogue]:
+        """Held-out dialogues that some source won, once each, in the order of their hashes."""
+        won = {
+            dialogue.content_hash: dialogue
+            for run in self.runs
+            for dialogue in read_jsonl(run.folder / "heldout_won.jsonl")
+        }
+        return [won[name] for name in sorted(won)]
+
+    def scored_models(self) -> "list[ScoredModel]":
+        """Pivot, sources, SFT and targets, in this order."""
+        from fusion.evaluation.compare import ScoredModel
+
+        sources: dict[str, ScoredModel] = {}
+        targets = []
+        for run in self.runs:
+            record = _lineage(run)
+            strong = record["strong_skills"]
+            for source in record["sources"]:
+                skills = tuple(strong.get(source["name"], []))
+                sources[source["name"]] = ScoredModel("source", ModelConfig(**source), skills)
+            skills = tuple(skill for source in record["sources"] for skill in strong.get(source["name"], []))
+            targets.append(ScoredModel("target", ModelConfig(name=run.name, path=str(run.model)), skills))
+        models = [ScoredModel("pivot", self.pivot), *sources.values()]
+        if self.sft:
+            models.append(ScoredModel("sft", ModelConfig(name="sft", path=str(self.sft.model))))
+        return [*models, *targets]
+
+    def lineage(self) -> dict[str, object]:
+        """Inputs with their hashes, and the lineage of every target."""
+        return {
+            "inputs": self.identity,
+            "base": str(self.base) if self.base else None,
+            "targets": {target.name: str(target.path) for target in self.targets},
+            "stage1": {run.name: _lineage(run) for run in self.runs},
+        }
+
+    def _first_lineage(self) -> dict[str, Any]:
+        return _lineage(self.runs[0])
+
+
+def find_inputs(config: MergeConfig) -> MergeInputs:
+    """Find targets, base and SFT-only baseline as the settings say.
+
+    Raises:
+        UserError: a folder is missing, no stage-1 run is finished, or the targets come from several pivots.
+    """
+    root = Path(config.paths.runs)
+    known = finished_runs(root)
+    found: Sequence[TargetRun | Path]
+    if config.targets == LATEST:
+        found = latest_targets(known, config.seed, root)
+    else:
+        found = named_runs([config.targets] if isinstance(config.targets, str) else list(config.targets))
+    runs = [one for one in found if isinstance(one, TargetRun)]
+    targets = [Target(one.name, one.model) if isinstance(one, TargetRun) else Target(one.name, one) for one in found]
+    base = Path(config.base) if config.base else _common_pivot(runs)
+    if base is not None and not base.is_dir():
+        raise UserError(f"base={base}: no such folder; give the pivot that the targets were trained from: base=FOLDER")
+    sft = _sft(config, known, runs)
+    for run in runs:
+        log.info("target %s: %s", run.name, run.folder)
+    return MergeInputs(_unique(targets), base, runs if len(runs) == len(targets) else [], sft)
+
+
+def _sft(config: MergeConfig, known: Sequence[TargetRun], runs: Sequence[TargetRun]) -> TargetRun | None:
+    if config.sft:
+        (run,) = named_runs([config.sft])
+        if not isinstance(run, TargetRun):
+            raise UserError(f"sft={config.sft}: not a run of train.py; give the folder of a run with objective=sft")
+        return run
+    return matching_sft(known, runs[0]) if runs else None
+
+
+def _common_pivot(runs: Sequence[TargetRun]) -> Path | None:
+    pivots = sorted({str(_lineage(run)["pivot"]["path"]) for run in runs})
+    if len(pivots) > 1:
+        raise UserError(
+            f"the targets were trained from several pivots ({', '.join(pivots)}); merge targets of one pivot"
+        )
+    return Path(pivots[0]) if pivots else None
+
+
+def _unique(targets: Sequence[Target]) -> list[Target]:
+    """Names that tell the targets apart: a number is added where two are called alike."""
+    names = [target.name for target in targets]
+    return [
+        Target(f"{target.name}_{names[: place + 1].count(target.name)}", target.path)
+        if names.count(target.name) > 1
+        else target
+        for place, target in enumerate(targets)
+    ]
+
+
+def _lineage(run: TargetRun) -> dict[str, Any]:
+    return json.loads((run.folder / LINEAGE).read_text("utf-8"))

@@ -1,0 +1,125 @@
+"""The record of a job: settings, command, lineage and result, in plain files of its own folder."""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fusion.cache import canonical_json, write_json, write_text
+from fusion.config.launch import Job
+
+PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "transformers",
+    "datasets",
+    "hydra-core",
+    "omegaconf",
+    "safetensors",
+    "numpy",
+)
+RESULT, LINEAGE = "result.json", "lineage.json"
+
+
+@dataclass
+class RunRecord:
+    """Writes what a job was and became. `result.json` says running, finished or failed, with the reason."""
+
+    job: Job
+    stage: str
+    seed: int
+    fingerprint: str
+    timings: dict[str, float] = field(default_factory=dict)
+    _clock: float = field(default_factory=time.perf_counter)
+
+    def __enter__(self) -> "RunRecord":
+        write_text(self.job.folder / "config.yaml", self.job.config_yaml)
+        write_text(self.job.folder / "command.txt", self.job.command + "\n")
+        self._write({"status": "running"})
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._write({"status": "failed", "reason": f"{type(error).__name__}: {error}"})
+
+    def lap(self, name: str) -> None:
+        """Book the seconds since the last lap under `name`."""
+        now = time.perf_counter()
+        self.timings[name] = round(self.timings.get(name, 0.0) + now - self._clock, 3)
+        self._clock = now
+
+    def finish(self, result: Mapping[str, object], lineage: Mapping[str, object]) -> None:
+        write_json(self.job.folder / LINEAGE, _plain({**lineage, **self._origin()}))
+        self._write({"status": "finished", "lineage": LINEAGE, **result})
+
+    def _write(self, result: Mapping[str, object]) -> None:
+        common = {
+            "stage": self.stage,
+            "seed": self.seed,
+            "fingerprint": self.fingerprint,
+            "command": self.job.command,
+            "time": time.time(),
+            "timings_s": self.timings,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        write_json(self.job.folder / RESULT, _plain({**common, **result}))
+
+    def _origin(self) -> dict[str, object]:
+        return {
+            "command": self.job.command,
+            "seed": self.seed,
+            "config": self.job.config_yaml,
+            "versions": versions(),
+            "git_commit": _git_commit(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the platform, and the packages that can change a result."""
+    found = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": sys.version.split()[0], "platform": platform.platform(), **found}
+
+
+def is_finished(folder: Path, fingerprint: str) -> bool:
+    """Whether `folder` holds a finished result of exactly these settings, inputs and code."""
+    result = read_result(folder)
+    return result.get("status") == "finished" and result.get("fingerprint") == fingerprint
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The job's `result.json`; empty when there is none, or when a kill left none that can be read."""
+    try:
+        return json.loads((folder / RESULT).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _plain(value: Mapping[str, object]) -> dict[str, object]:
+    return json.loads(canonical_json(value))
+
+
+def _git_commit() -> str | None:
+    """Commit of the code, for a checkout; None for an installed package."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""Training: a copy of the pivot learns the fused distributions, under Lightning."""

@@ -1,0 +1,268 @@
+"""What must hold for the methods, whatever the numbers."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fusion.merging import MergedDelta, TensorContext, load_method, merge_deltas, merge_state_dicts, method_names
+from fusion.merging.arithmetic import UNIFORM, agreeing, squared_norms
+from fusion.merging.methods.dare_linear import dare_linear
+from fusion.merging.methods.sce import sce
+from fusion.merging.methods.sce_released import sce_released
+from fusion.merging.methods.task_arithmetic import task_arithmetic
+from fusion.merging.methods.ties import ties
+from fusion.merging.methods.varm import layer_of, varm
+from fusion.merging.random_mask import random_keep, random_words
+from fusion.merging.selection import NOTHING_SELECTED, keep_largest, trim, variance
+
+RANDOM = {"dare_linear", "dare_ties"}  # keyed by the target's place, so the order of targets matters
+AVERAGES = {"linear", "ties", "varm", "sce", "sce_released", "sce_mergekit", "slerp"}  # of one target: that target
+
+
+def deltas_of(seed: int, num_targets: int = 3, num_elements: int = 200) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    sizes_J = 0.01 * torch.arange(1, num_targets + 1)[:, None]
+    return sizes_J * torch.randn(num_targets, num_elements, generator=generator)
+
+
+def merge(name: str, deltas_JN: Tensor, seed: int = 0) -> MergedDelta:
+    """The method's defaults on deltas that are a whole model: one tensor."""
+    targets = [{"w": deltas_N} for deltas_N in deltas_JN]
+    merged = merge_deltas(name, {"w": torch.zeros(deltas_JN.shape[1])}, targets, seed=seed)
+    return MergedDelta(merged.deltas["w"], torch.tensor(merged.report.coefficients["w"]), tuple(merged.report.events))
+
+
+def width(name: str) -> int:
+    return load_method(name).num_targets or 3
+
+
+near = {"rtol": 1e-4, "atol": 1e-7}
+seeds = st.integers(0, 2**32 - 1)
+every_method = pytest.mark.parametrize("name", method_names())
+
+
+@pytest.mark.parametrize("name", sorted(set(method_names()) - RANDOM))
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds)
+def test_the_order_of_targets_does_not_matter(name: str, seed: int) -> None:
+    deltas_JN = deltas_of(seed, width(name))
+    turned, straight = merge(name, deltas_JN.flip(0)), merge(name, deltas_JN)
+    torch.testing.assert_close(turned.delta, straight.delta, **near)
+    torch.testing.assert_close(turned.coefficients.flip(0), straight.coefficients, **near)
+
+
+@every_method
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds, factor=st.sampled_from([0.5, 4.0, 1.7]))
+def test_deltas_of_twice_the_size_give_twice_the_merged_delta(name: str, seed: int, factor: float) -> None:
+    deltas_JN = deltas_of(seed, width(name)) * (100 if name == "sce_mergekit" else 1)  # its fallback has a fixed size
+    torch.testing.assert_close(merge(name, deltas_JN * factor).delta, merge(name, deltas_JN).delta * factor, **near)
+
+
+@every_method
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds)
+def test_opposite_deltas_give_the_opposite_merged_delta(name: str, seed: int) -> None:
+    deltas_JN = deltas_of(seed, width(name))
+    torch.testing.assert_close(merge(name, -deltas_JN).delta, -merge(name, deltas_JN).delta, **near)
+
+
+@every_method
+def test_zero_deltas_leave_the_base(name: str) -> None:
+    merged = merge(name, torch.zeros(width(name), 50))
+    assert not merged.delta.any()
+    assert torch.isfinite(merged.coefficients).all()
+
+
+@pytest.mark.parametrize("name", sorted(AVERAGES - {"slerp", "ties"}))
+def test_a_single_target_is_itself(name: str) -> None:
+    delta_N = deltas_of(5, 1)[0]
+    torch.testing.assert_close(merge(name, delta_N[None]).delta, delta_N, **near)
+
+
+@pytest.mark.parametrize("name", sorted(AVERAGES - {"sce", "sce_mergekit", "ties"}))
+def test_identical_targets_merge_into_themselves(name: str) -> None:
+    delta_N = deltas_of(5, 1)[0]
+    torch.testing.assert_close(merge(name, delta_N.repeat(width(name), 1)).delta, delta_N, **near)
+
+
+def test_sce_selects_nothing_where_targets_do_not_vary_and_says_so() -> None:
+    same_JN = deltas_of(5, 1).repeat(3, 1)
+    merged = sce(same_JN)
+    assert not merged.delta.any()
+    assert merged.events == (NOTHING_SELECTED,)
+    torch.testing.assert_close(sce(same_JN, tau=1.0).delta, same_JN[0], **near)
+
+
+def test_sce_by_hand() -> None:
+    deltas_JN = torch.tensor([[3.0, 1.0, 0.0, 0.5], [-1.0, 1.0, 0.0, 0.4]])
+    merged = sce(deltas_JN, tau=0.5)  # two positions vary, one is selected: the first
+    torch.testing.assert_close(merged.coefficients, torch.tensor([0.9, 0.1], dtype=torch.float64))
+    torch.testing.assert_close(merged.delta, torch.tensor([2.7, 0.0, 0.0, 0.0]))  # the minority's -1 is erased
+    torch.testing.assert_close(sce(deltas_JN, tau=0.5, renormalize=True).delta, torch.tensor([3.0, 0, 0, 0]))
+    released = sce_released(deltas_JN, tau=0.5)
+    torch.testing.assert_close(released.delta, torch.tensor([3.0, 1.0, 0.0, 0.49]))
+
+
+def test_ties_by_hand() -> None:
+    deltas_JN = torch.tensor([[4.0, -1.0, 0.1, 2.0], [2.0, 3.0, 0.1, -3.0]])
+    # Half of each is kept: 4 and 2; 3 and -3. The last position's vote is -1: only the second target stays there.
+    torch.testing.assert_close(ties(deltas_JN, density=0.5).delta, torch.tensor([4.0, 3.0, 0.0, -3.0]))
+
+
+def test_varm_units() -> None:
+    small, large = deltas_of(1, 2, 60), deltas_of(2, 2, 90).flip(0)
+    names = ["model.layers.0.a", "model.layers.0.b", "model.layers.10.a", "head"]
+    parts = [small, large, large, small]
+    base = {name: torch.zeros(part.shape[1]) for name, part in zip(names, parts, strict=True)}
+    targets = [{name: part[j] for name, part in zip(names, parts, strict=True)} for j in range(2)]
+    energies = [part.double().square().sum(dim=1) for part in parts]
+    expected = {
+        "matrix": energies,
+        "layer": [energies[0] + energies[1]] * 2 + energies[2:],
+        "model": [sum(energies)] * 4,
+    }
+    for unit, wanted in expected.items():
+        coefficients = merge_deltas("varm", base, targets, unit=unit).report.coefficients
+        for name, energy in zip(names, wanted, strict=True):
+            assert coefficients[name] == pytest.approx((energy / energy.sum()).tolist())
+
+
+def test_varm_per_parameter_weighs_every_position_alone() -> None:
+    merged = varm(torch.tensor([[3.0, 0.0, 0.0], [1.0, 2.0, 0.0]]), unit="parameter")
+    torch.testing.assert_close(merged.delta, torch.tensor([2.8, 2.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("model.layers.7.mlp.up_proj.weight", "model.layers.7"),
+        ("layers.0.q", "layers.0"),
+        ("gpt_neox.layers.11.moe.experts.3.w1", "gpt_neox.layers.11"),
+        ("0.weight", "0"),
+        ("lm_head.weight", "lm_head.weight"),
+    ],
+)
+def test_a_tensor_s_layer(name: str, layer: str) -> None:
+    assert layer_of(name) == layer
+
+
+@pytest.mark.parametrize("name", ["varm", "sce_released"])
+def test_fallbacks_are_reported(name: str) -> None:
+    report = merge_deltas(name, {"w": torch.ones(4)}, [{"w": torch.ones(4)}] * 2).report
+    assert report.events == {UNIFORM: ["w"]}
+    assert report.coefficients == {"w": [0.5, 0.5]}
+
+
+def test_weights_and_densities_may_be_given_per_target() -> None:
+    deltas_JN = deltas_of(3, 2)
+    torch.testing.assert_close(
+        task_arithmetic(deltas_JN, weight=[1.0, 0.25]).delta, deltas_JN[0] + 0.25 * deltas_JN[1]
+    )
+    trimmed_JN = trim(deltas_JN, torch.tensor([0.1, 1.0]))
+    assert torch.count_nonzero(trimmed_JN, dim=1).tolist() == [20, 200]
+
+
+@settings(max_examples=50, deadline=None)
+@given(values=st.lists(st.integers(-3, 3), min_size=1, max_size=30), count=st.integers(-1, 31))
+def test_the_largest_are_kept_and_ties_go_to_the_lowest_index(values: list[int], count: int) -> None:
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))[: max(count, 0)]
+    kept = keep_largest(torch.tensor(values, dtype=torch.float32), count)
+    assert sorted(torch.nonzero(kept).flatten().tolist()) == sorted(order)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, offset=st.sampled_from([0.0, 1.0, 1000.0]))
+def test_variance_is_exact_even_for_large_equal_deltas(seed: int, offset: float) -> None:
+    deltas_JN = deltas_of(seed) + offset
+    deltas_JN[:, :20] = deltas_JN[0, :20]
+    expected_N = deltas_JN.double().var(dim=0, correction=0)
+    torch.testing.assert_close(variance(deltas_JN).double(), expected_N, rtol=2e-6, atol=1e-30)
+    assert not variance(deltas_JN)[:20].any()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e30])
+@pytest.mark.parametrize("num_elements", [5, 1024, 5000])
+def test_squared_norms_are_precise_at_any_size(size: float, num_elements: int) -> None:
+    values_JN = deltas_of(1, 3, num_elements) * size
+    expected_J = values_JN.double().square().sum(dim=1)
+    torch.testing.assert_close(squared_norms(values_JN), expected_J, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("position", [0, 1500, 2040])
+def test_squared_norms_reveal_what_is_not_finite(value: float, position: int) -> None:
+    values_JN = torch.ones(1, 2041)
+    values_JN[0, position] = value
+    assert not torch.isfinite(squared_norms(values_JN)).any()
+
+
+def test_a_vote_of_zero_agrees_with_nobody_and_a_tie_is_plus() -> None:
+    votes_JN = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 2.0, 0.0]])
+    assert agreeing(votes_JN).tolist() == [[True, False, False], [False, True, False]]
+
+
+class TestRandomMasks:
+    def test_do_not_depend_on_chunks(self) -> None:
+        whole = random_words(7, 1, "model.w", 0, 1000)
+        cut = [random_words(7, 1, "model.w", start, min(73, 1000 - start)) for start in range(0, 1000, 73)]
+        assert np.array_equal(whole, np.concatenate(cut))
+
+    def test_depend_on_seed_target_and_name_only(self) -> None:
+        key = {"seed": 7, "target": 1, "name": "model.w"}
+        first = random_keep(0.5, 256, **key)
+        assert torch.equal(first, random_keep(0.5, 256, **key))
+        for other in ({"seed": 8}, {"target": 0}, {"name": "model.v"}):
+            assert not torch.equal(first, random_keep(0.5, 256, **{**key, **other}))
+
+    def test_never_change(self) -> None:
+        # Published merges must stay reproducible: these words are part of the format.
+        words = random_words(0, 0, "w", 0, 2)
+        assert [int(word) for word in words] == [746824775033463180, 3246638770082168098]
+
+    @pytest.mark.parametrize("density", [0.1, 0.6, 0.95])
+    def test_keep_their_share(self, density: float) -> None:
+        kept = random_keep(density, 200_000, seed=1, target=0, name="w").float().mean()
+        assert abs(float(kept) - density) < 4 * (density * (1 - density) / 200_000) ** 0.5
+
+    @pytest.mark.parametrize("rescale", ["density", "l1"])
+    def test_dare_keeps_the_expected_value(self, rescale: str) -> None:
+        deltas_JN = deltas_of(3, 2, 50)
+        merged = [
+            dare_linear(deltas_JN, rescale=rescale, context=TensorContext("w", seed)).delta for seed in range(2000)
+        ]
+        spread = torch.stack(merged).std(dim=0) / 2000**0.5
+        difference = torch.stack(merged).mean(dim=0) - deltas_JN.mean(dim=0)
+        assert (difference.abs() < 5 * spread + (2e-4 if rescale == "l1" else 0)).all()
+
+    def test_dare_l1_keeps_the_norm(self) -> None:
+        deltas_JN = deltas_of(3, 1)
+        merged = dare_linear(deltas_JN, rescale="l1", density=0.3)
+        assert float(merged.delta.abs().sum()) == pytest.approx(float(deltas_JN.abs().sum()), rel=1e-5)
+        assert 0.2 < torch.count_nonzero(merged.delta) / 200 < 0.4
+
+    def test_the_seed_reaches_the_mask_through_the_engine(self) -> None:
+        base, targets = {"w": torch.zeros(99)}, [{"w": torch.ones(99)}] * 2
+        first, again, other = (merge_state_dicts("dare_linear", base, targets, seed=seed)["w"] for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        assert not torch.equal(first == 0, first != first[0])  # the two targets do not share a mask
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
+def test_slerp_keeps_lengths_on_the_sphere_and_hits_both_ends(t: float) -> None:
+    first, second = (values / values.norm() for values in deltas_of(1, 2))
+    merged = merge_state_dicts("slerp", None, [{"w": first}, {"w": second}], t=t)["w"]
+    assert float(merged.norm()) == pytest.approx(1, rel=1e-5)
+    if t in (0.0, 1.0):
+        torch.testing.assert_close(merged, second if t else first, **near)
+
+
+def test_slerp_with_a_base_still_merges_weights() -> None:
+    targets = [{"w": values} for values in deltas_of(1, 2) + 0.02]
+    alone = merge_state_dicts("slerp", None, targets, t=0.4)["w"]
+    based = merge_state_dicts("slerp", {"w": torch.full((200,), 0.1)}, targets, t=0.4)["w"]
+    torch.testing.assert_close(based, alone, **near)

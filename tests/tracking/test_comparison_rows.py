@@ -1,0 +1,86 @@
+"""Reading the rows of a sweep: every model once, every failed job with its reason."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_rows import baselines, record_job, row, sweep
+
+from fusion.config import UserError
+from fusion.tracking.rows import ComparisonRow, read_rows, read_runs
+
+
+@given(
+    score=st.none() | st.floats(0, 1),
+    nll=st.none() | st.floats(0, 100),
+    seed=st.none() | st.integers(0, 2**31),
+    name=st.text(max_size=8),
+)
+def test_rows_survive_json(score, nll, seed, name):
+    one = row(
+        name, "merged", score, seed=seed, nll_per_byte=nll, strong_skills=(name,), parameters={"a": {"b": [1, "x"]}}
+    )
+    assert ComparisonRow.from_json(json.loads(json.dumps(one.to_json())), "here") == one
+
+
+def test_a_bad_row_names_every_problem():
+    with pytest.raises(UserError) as caught:
+        ComparisonRow.from_json(
+            {"model": 3, "kind": "teacher", "scores": {"facts": 71.2}, "seed": 1}, "job/result.json"
+        )
+    problems = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 6
+    for text in (
+        "job/result.json",
+        "'model'",
+        "teacher",
+        "71.2",
+        "'path' is missing",
+        "pivot, source, sft, target, merged",
+    ):
+        assert text in problems
+
+
+def test_baselines_of_every_job_are_kept_once(tmp_path, caplog):
+    record_job(tmp_path / "merge=ties", [row("ties", "merged", 0.61), *baselines()])
+    record_job(tmp_path / "merge=sce", [row("sce", "merged", 0.7), *baselines()])
+    record_job(tmp_path / ".merge=dare.building", [row("dare", "merged", 0.7)])
+    rows = read_rows(tmp_path)
+    assert [one.model for one in rows] == ["sce", "tiny_b", "tiny_a", "sft", "tiny_b", "tiny_a", "pivot", "ties"]
+    assert not caplog.records
+
+
+def test_scores_that_disagree_between_jobs_are_reported(tmp_path, caplog):
+    record_job(tmp_path / "a", [row("pivot", "pivot", 0.4)])
+    record_job(tmp_path / "b", [row("pivot", "pivot", 0.5)])
+    (kept,) = read_rows(tmp_path)
+    assert kept.scores["average"] == 0.4
+    assert "kept the earlier scores" in caplog.text
+
+
+def test_jobs_without_scores_are_failures_with_reasons(tmp_path):
+    record_job(tmp_path / "sweep/good", sweep())
+    record_job(tmp_path / "sweep/stage1", status="finished")
+    record_job(tmp_path / "sweep/oom", status="failed", reason="out of memory")
+    record_job(tmp_path / "sweep/cut", status="running")
+    record_job(tmp_path / "sweep/odd", comparison=[{"model": "x"}])
+    record_job(tmp_path / "sweep/torn")
+    (tmp_path / "sweep/torn/result.json").write_text('{"status": "fin')
+    rows, failures = read_runs([tmp_path / "sweep", tmp_path / "sweep/good"])
+    assert len(rows) == 8
+    assert [(failure.job, failure.status) for failure in failures] == [
+        ("sweep/cut", "running"),
+        ("sweep/odd", "unreadable"),
+        ("sweep/oom", "failed"),
+        ("sweep/torn", "unreadable"),
+    ]
+    assert failures[2].reason == "out of memory"
+    assert "'kind' is missing" in failures[1].reason
+
+
+def test_folders_of_one_name_stay_apart(tmp_path):
+    for parent in ("x", "y"):
+        record_job(tmp_path / parent / "job", status="failed", reason=parent)
+    _, failures = read_runs([tmp_path / "x/job", tmp_path / "y/job"])
+    assert len({failure.job for failure in failures}) == 2

@@ -1,0 +1,147 @@
+"""Stage 1: the pivot and a source read the same dialogues, and a copy of the pivot learns what they fuse to.
+
+python train.py                                  # the built-in world: tiny pivot + one tiny source -> a target
+python train.py -m source=tiny_a,tiny_b,tiny_c   # one target per source
+python train.py objective=sft                    # the baseline without fusion
+"""
+
+from typing import TYPE_CHECKING
+
+from fusion.config.launch import Job, launch
+from fusion.config.schema import ModelConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from fusion.tracking.record import RunRecord
+    from fusion.tracking.rows import ComparisonRow
+    from fusion.training.prepare import Prepared
+
+SETTING = ("seed", "pivot", "world", "data", "optim", "trainer")
+"""Targets and their SFT-only baseline have these in common."""
+GROUP = (*SETTING, "template", "teacher", "alignment", "fusion", "objective")
+"""Targets that differ in their source alone have these in common, and are merged together."""
+
+
+def run(config: TrainConfig, job: Job) -> None:
+    """One job: skip it when it is finished, else prepare, train, export, score and record."""
+    from fusion.cache import code_version, fingerprint
+    from fusion.tracking.record import RunRecord, is_finished
+
+    name = fingerprint({"settings": config.result_settings(), "code": code_version("fusion", "train")})
+    if config.skip_finished and is_finished(job.folder, name):
+        print(f"{job.name}: finished before with the same settings; skip_finished=false runs it again")
+        return
+    with RunRecord(job, "train", config.seed, name) as record:
+        train(config, job, record)
+
+
+def train(config: TrainConfig, job: Job, record: "RunRecord") -> None:
+    """The stage itself; the heavy libraries are loaded here, so that `--help` and skipped jobs answer at once."""
+    from fusion.tracking.loggers import job_loggers, log_scores
+    from fusion.tracking.sweep import compare_folder
+    from fusion.training.data import FusionDataModule
+    from fusion.training.export import export_model, model_card
+    from fusion.training.fit import fit
+    from fusion.world.resolve import with_world
+
+    config, strong_skills = with_world(config)
+    record.lap("world")
+    data = FusionDataModule(config)
+    data.setup()
+    assert data.prepared is not None
+    print_report(config, data.prepared)
+    record.lap("prepare")
+    with job_loggers(config.logger, job, "train", config.tags) as loggers:
+        fitted = fit(config, data, loggers)
+        record.lap("train")
+        card = model_card(f"{config.objective.name} {config.source.name}", config.pivot.path, CARD, job.command)
+        model = job.folder / "model"
+        export_model(fitted.model, data.prepared.tokenizer, model, config.pivot.dtype, card)
+        write_heldout_won(job, data.prepared)
+        record.lap("export")
+        rows = score(config, job, strong_skills)
+        if rows:
+            log_scores(loggers, rows[-1].scores, rows[-1].nll_per_byte)
+        record.lap("score")
+    tokens = data.tokens_trained(fitted.steps)
+    result = {
+        "name": config.source.name,
+        "objective": config.objective.name,
+        "group": config.common(GROUP),
+        "setting": config.common(SETTING),
+        "model": "model",
+        "steps": fitted.steps,
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / fitted.seconds, 1),
+        "metrics": fitted.metrics,
+        "report": data.prepared.report,
+        "comparison": [row.to_json() for row in rows],
+    }
+    record.finish(result, lineage(config, data.prepared, strong_skills))
+    if job.sweep is None:
+        compare_folder(job.folder, job.command)
+
+
+CARD = (
+    "A copy of the pivot, trained by Fusion on dialogues with the pivot's and the source's fused next-token "
+    "distributions (or, for SFT, on the references alone)."
+)
+
+
+def print_report(config: TrainConfig, prepared: "Prepared") -> None:
+    """Who teaches how much, before the training starts."""
+    report = prepared.report
+    print(f"dialogues: {report['dialogues']}")
+    if config.objective.name == "fusion":
+        print(
+            f"{config.fusion.name} won by: {report['who_won']}; trained on {report['trained_on']}; "
+            f"{100 * float(str(report['fallback_share'])):.1f}% of rows fall back to {config.alignment.fallback}"
+        )
+
+
+def write_heldout_won(job: Job, prepared: "Prepared") -> None:
+    """Held-out dialogues that a source won: what `merge.scale=search` reads."""
+    from fusion.dialogues.dialogue import write_jsonl
+
+    write_jsonl(job.folder / "heldout_won.jsonl", prepared.heldout_won)
+
+
+def score(config: TrainConfig, job: Job, strong_skills: dict[str, list[str]]) -> "list[ComparisonRow]":
+    """Rows of pivot, sources and the new target (last); nothing for evaluation=none."""
+    from fusion.evaluation.compare import ScoredModel, score_models
+    from fusion.training.prepare import sources
+
+    if config.evaluation.name == "none":
+        return []
+    sft = config.objective.name == "sft"
+    target = ModelConfig(name="sft" if sft else config.source.name, path=str(job.folder / "model"))
+    strong = [skill for source in sources(config) for skill in strong_skills.get(source.name, [])]
+    models = [ScoredModel("pivot", config.pivot)]
+    models += [
+        ScoredModel("source", source, tuple(strong_skills.get(source.name, [])))
+        for source in sources(config)
+        if not sft
+    ]
+    models.append(ScoredModel("sft" if sft else "target", target, () if sft else tuple(strong)))
+    return score_models(models, config.data, config.evaluation, config.paths, config.seed, job.command)
+
+
+def lineage(config: TrainConfig, prepared: "Prepared", strong_skills: dict[str, list[str]]) -> dict[str, object]:
+    """What the target was made of: models and dialogues with their hashes."""
+    from fusion.training.prepare import sources
+
+    return {
+        "pivot": config.pivot,
+        "sources": sources(config) if config.objective.name == "fusion" else [],
+        "data": config.data,
+        "strong_skills": strong_skills,
+        "inputs": prepared.inputs,
+    }
+
+
+def main() -> None:
+    """Console entry point `fusion-train`."""
+    launch("train", run)
+
+
+if __name__ == "__main__":
+    main()
