@@ -93,7 +93,7 @@ def search_for_scale(
     from fusion.merging import merge_deltas, search_scale
     from fusion.merging.checkpoint import open_checkpoint
 
-    if not inputs.heldout_won:
+    if inputs.data is None or not inputs.heldout_won:
         raise UserError(
             f"merge.scale={SEARCH}: there are no held-out dialogues that a source won to search with; "
             "give a number, or targets whose stage-1 runs had held-out dialogues"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fusion.config.schema import AlignmentConfig
 from fusion.dialogues.encode import Encoded, corpus_hash
 from fusion.dialogues.reader import Reader
 from fusion.teaching.sparse_rows import SparseRows, SparseRowStore
-from fusion.teaching.store import DistributionStore
+from fusion.teaching.store import DistributionStore, TeacherRows
 
 REPORT = "report.json"
 
@@ -25,7 +26,7 @@ class AlignedStore(SparseRowStore):
 
     @cached_property
     def report(self) -> dict[str, float]:
-        """Supervised rows, and the shares that some source row speaks for (`aligned`) and that got mass (`covered`)."""
+        """Supervised rows; the shares that a source row speaks for (`aligned`) and that got mass (`covered`)."""
         return json.loads((self.folder / REPORT).read_text("utf-8"))
 
 
@@ -47,43 +48,69 @@ def align_pair(
         "teacher": teacher.folder.name,
         "names": fingerprint({"names": sorted(names)}),
         "strategy": settings.name,
+        "path": settings.path,
         "options": settings.options,
         "code": code_version("fusion.alignment", "fusion.dialogues"),
     }
 
     def build(folder: Path) -> None:
-        rows = {name: (_rows(pivot_tokens[name]), _rows(source_tokens[name])) for name in sorted(names)}
-        alignment = _build(pivot, source, settings, rows)
+        texts = {name: _Text(pivot_tokens[name], source_tokens[name]) for name in sorted(names)}
+        alignment = _build(pivot, source, settings, texts)
         tally = _Tally()
-        mapped = {}
-        for name, (pivot_rows, source_rows) in rows.items():
-            mapped[name] = _map(alignment, pivot_rows, source_rows, teacher, name, tally)
+        mapped = {name: _map(alignment, text, teacher[name], tally) for name, text in texts.items()}
         SparseRowStore.write(folder, mapped)
         write_json(folder / REPORT, tally.report())
 
     return AlignedStore(cached_folder(cache, "alignment", key, build))
 
 
-def _rows(encoded: Encoded) -> Rows:
-    return Rows.of(encoded.ids_N, encoded.ends_N, encoded.rows_R)
+@dataclass(frozen=True)
+class _Text:
+    """One dialogue as both models read it."""
+
+    pivot: Encoded
+    source: Encoded
+
+    def all_rows(self) -> tuple[Rows, Rows]:
+        return _rows(self.pivot), _rows(self.source)
+
+    def supervised_rows(self) -> tuple[Rows, Rows]:
+        return _rows(self.pivot, self.pivot.rows_R), _rows(self.source, self.source.rows_R)
 
 
-def _build(
-    pivot: Reader, source: Reader, settings: AlignmentConfig, rows: Mapping[str, tuple[Rows, Rows]]
-) -> Alignment:
-    ends = {"pivot_end_of_turn": pivot.end_of_turn_id, "source_end_of_turn": source.end_of_turn_id}
-    statistics = MappingStatistics(pivot.tokenizer, source.tokenizer, **ends)
-    for pivot_rows, source_rows in rows.values():
-        statistics.add_rows(pivot_rows, source_rows)
-    return build_alignment(settings.name, pivot.tokenizer, source.tokenizer, statistics, **ends, **settings.options)
+def _rows(encoded: Encoded, rows_R: np.ndarray | None = None) -> Rows:
+    return Rows.of(encoded.ids_N, encoded.ends_N, rows_R)
 
 
-def _map(
-    alignment: Alignment, pivot: Rows, source: Rows, teacher: DistributionStore, name: str, tally: "_Tally"
-) -> SparseRows:
-    spoken = teacher[name]
-    assert len(spoken.nll_R) == len(source), f"store and tokens of {name} disagree"
-    source_row_R = alignment.align(pivot, source)
+def _build(pivot: Reader, source: Reader, settings: AlignmentConfig, texts: Mapping[str, _Text]) -> Alignment:
+    """The strategy with its statistics: over supervised rows, or, as the authors count, over the whole path."""
+    pivot_end, source_end = pivot.end_of_turn_id, source.end_of_turn_id
+    statistics = MappingStatistics(
+        pivot.tokenizer,
+        source.tokenizer,
+        settings.path,
+        pivot_end_of_turn=pivot_end,
+        source_end_of_turn=source_end,
+    )
+    for text in texts.values():
+        statistics.add_rows(*(text.supervised_rows() if settings.path == "bytes" else text.all_rows()))
+    return build_alignment(
+        settings.name,
+        pivot.tokenizer,
+        source.tokenizer,
+        statistics,
+        pivot_end_of_turn=pivot_end,
+        source_end_of_turn=source_end,
+        **settings.options,
+    )
+
+
+def _map(alignment: Alignment, text: _Text, spoken: TeacherRows, tally: "_Tally") -> SparseRows:
+    """Distributions on the pivot's supervised rows; the strategy sees whole dialogues, the store supervised rows."""
+    stored_N = np.full(len(text.source.ids_N) + 1, -1, dtype=np.int64)  # the extra place stands for "no row"
+    stored_N[text.source.rows_R] = np.arange(len(spoken.nll_R))
+    aligned_N = alignment.align(*text.all_rows())
+    source_row_R = stored_N[np.maximum(aligned_N[text.pivot.rows_R], -1)]
     mapped = alignment.map_support(spoken.ids_RK, spoken.logprobs_RK, source_row_R)
     rows = SparseRows(mapped.indptr, mapped.ids, mapped.weights.astype(np.float32))
     tally.add(source_row_R, rows)

@@ -102,17 +102,17 @@ def _single(override: Override) -> Iterator[str]:
     """The override as plain KEY=VALUE texts: one, or one per swept choice."""
     if override.is_sweep_override():
         for choice in override.sweep_string_iterator():
-            yield f"{override.get_key_element()}={choice}"
+            yield f"{override.get_key_element()}={choice!s}"
     else:
         yield str(override.input_line)
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
     for key in config:
-        yield f"{prefix}{key}"
+        yield f"{prefix}{key!s}"
         child = None if OmegaConf.is_missing(config, key) else config._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():
-            yield from _keys(child, f"{prefix}{key}.")
+            yield from _keys(child, f"{prefix}{key!s}.")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

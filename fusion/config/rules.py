@@ -6,6 +6,7 @@ from fusion.config.schema import MergeConfig, TrainConfig
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "template": ("shared", "native"),
+    "alignment.path": ("bytes", "dtw"),
     "alignment.fallback": ("gold", "pivot", "skip"),
     "fusion.unit": ("byte", "token"),
     "objective.name": ("fusion", "sft"),
@@ -30,7 +31,7 @@ AT_LEAST: dict[str, float] = {
     "trainer.batch_size": 1,
     "trainer.micro_batch_size": 0,
     "trainer.log_every_steps": 1,
-    "objective.chunk_rows": 1,
+    "objective.chunk_rows": 0,
     "optim.weight_decay": 0,
     "optim.grad_clip": 0,
     "parallel.devices": 1,

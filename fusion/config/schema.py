@@ -72,6 +72,8 @@ class TeacherConfig:
 class AlignmentConfig:
     name: str = "ms"
     """Strategy: em, mined, ms, ms_released, or the dotted path of your own."""
+    path: str = "bytes"
+    """How mapping statistics are counted: bytes (tokens that start at the same byte) or dtw (as the authors)."""
     fallback: str = "gold"
     """What a row without an aligned source row learns: gold (the reference token), pivot (its own row) or skip."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -94,8 +96,8 @@ class ObjectiveConfig:
     """`fusion` distils the fused distributions; `sft` trains on the reference tokens alone."""
     ce_weight: float = 0.9
     """The paper's lambda: weight of the reference's cross-entropy; the fused distribution has the rest."""
-    chunk_rows: int = 1024
-    """Supervised rows whose logits exist at the same time."""
+    chunk_rows: int = 0
+    """Supervised rows whose logits exist at the same time; 0 fits the vocabulary and the device."""
 
 
 @dataclass(frozen=True)

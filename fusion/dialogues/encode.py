@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from fusion.dialogues.dialogue import Dialogue
 from fusion.dialogues.template import ChatFormat, Rendering, UnrenderableDialogue
-from fusion.dialogues.token_bytes import TokenBytes, token_bytes
+from fusion.dialogues.token_bytes import TokenBytes, offset_ends, token_bytes
+
+UNKNOWN = -1
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Encoded:
     ends_N: np.ndarray
     """int64 byte end of every token in the coordinate of assistant contents: all assistant messages in a row, each
     followed by one unit for its end-of-turn. Template text has no width, so ends of different tokenisers *and* of
-    different templates can be compared."""
+    different templates can be compared. -1 where no boundary is proven; such rows are never aligned."""
+    num_bytes: int
+    """Supervised bytes, one unit per end-of-turn included: the denominator of nats per byte."""
     exact: bool
     """False: the byte walk failed and the ends come from the tokeniser's character offsets."""
 
@@ -34,12 +38,6 @@ class Encoded:
     def rows_R(self) -> np.ndarray:
         """Positions t whose row p(. | tokens 0..t) predicts a supervised token t+1."""
         return np.flatnonzero(self.supervised_N[1:])
-
-    @property
-    def num_bytes(self) -> int:
-        """Supervised bytes, one unit per end-of-turn included: the denominator of nats per byte."""
-        rows = self.rows_R
-        return int((self.ends_N[rows + 1] - self.ends_N[rows]).clip(min=0).sum())
 
 
 class Encoder:
@@ -68,7 +66,12 @@ class Encoder:
         if text_ends is None:
             text_ends = byte_of_char[np.asarray(batch["offset_mapping"], dtype=np.int64).reshape(-1, 2)[:, 1]]
         supervised, ends = _supervise(ids, text_ends, rendering, byte_of_char, self.own.end_of_turn_id)
-        encoded = Encoded(ids[: self.max_length], supervised[: self.max_length], ends[: self.max_length], exact)
+        ids, supervised, ends = (array[: self.max_length] for array in (ids, supervised, ends))
+        num_bytes = int(np.diff(ends)[supervised[1:]].clip(min=0).sum())
+        if not exact:
+            proven = offset_ends(batch["offset_mapping"], rendering.text)[: self.max_length] >= 0
+            ends = np.where(proven, ends, UNKNOWN)
+        encoded = Encoded(ids, supervised, ends, num_bytes, exact)
         if not encoded.rows_R.size:
             raise UnrenderableDialogue("no assistant token is left within max_length")
         return encoded

@@ -69,6 +69,13 @@ def make_readers(models: Sequence[ModelConfig], template: str, max_length: int |
     return [Reader(model, Encoder(own, rendering, max_length)) for model, own in zip(models, formats, strict=True)]
 
 
+def scoring_reader(model: ModelConfig, pivot: ModelConfig, max_length: int | None = None) -> Reader:
+    """Reader of one model in its own chat template, or in the pivot's rendering when it has none."""
+    if load_tokenizer(model).chat_template:
+        return make_readers([model], "native", max_length)[0]
+    return make_readers([pivot, model], "shared", max_length)[1]
+
+
 def encode_all(
     readers: Sequence[Reader], dialogues: Sequence[Dialogue]
 ) -> tuple[list[Mapping[str, Encoded]], Counter[str]]:

@@ -25,7 +25,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{where}: its tokeniser cannot be loaded: {_first_line(error)}") from error
-    if not tokenizer.is_fast:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{where}: only fast tokenisers (tokenizer.json) can be aligned; convert it with transformers")
     if model.chat_template:
         tokenizer.chat_template = read_template(model.chat_template, where)

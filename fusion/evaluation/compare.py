@@ -7,6 +7,7 @@ from pathlib import Path
 from fusion.config.schema import DataConfig, EvaluationConfig, ModelConfig, PathsConfig
 from fusion.dialogues.dialogue import Dialogue
 from fusion.dialogues.load import load_dialogues, load_splits
+from fusion.dialogues.reader import scoring_reader
 from fusion.evaluation.score import Scores, score_folder
 from fusion.tracking.rows import ComparisonRow, Kind
 
@@ -35,11 +36,15 @@ def score_models(
     seed: int,
     command: str,
 ) -> list[ComparisonRow]:
-    """Score every model once (scores are cached by the model's content), each in its own chat template."""
+    """Score every model once (scores are cached by the model's content), each in its own chat template.
+
+    The first model is the pivot; a source without a chat template reads the pivot's rendering.
+    """
     test, heldout = test_and_heldout(data)
     rows = []
     for scored in models:
-        scores = score_folder(scored.model, test, heldout, data.max_length, evaluation.batch_tokens, Path(paths.cache))
+        reader = scoring_reader(scored.model, models[0].model, data.max_length)
+        scores = score_folder(reader, test, heldout, evaluation.batch_tokens, Path(paths.cache))
         rows.append(comparison_row(scored, scores, seed, command))
     return rows
 

@@ -19,8 +19,8 @@ from fusion.config import UserError
 from fusion.config.schema import ModelConfig
 from fusion.dialogues.dialogue import Dialogue
 from fusion.dialogues.encode import Encoded, Encoder
-from fusion.dialogues.reader import Reader, encode_all, make_readers
-from fusion.teaching.causal_lm import load_causal_lm, pick_device
+from fusion.dialogues.reader import Reader, encode_all
+from fusion.teaching.causal_lm import load_causal_lm, on_device
 from fusion.teaching.forward import RowReader, token_batches
 
 AVERAGE = "average"
@@ -112,28 +112,27 @@ def last_turn(encoded: Encoded) -> np.ndarray:
 
 
 def score_folder(
-    model: ModelConfig,
+    reader: Reader,
     test: Sequence[Dialogue],
     heldout: Sequence[Dialogue],
-    max_length: int,
     batch_tokens: int,
     cache: Path,
 ) -> Scores:
-    """Score a model folder or hub model in its own chat template, once: the scores are kept in the cache."""
-    (reader,) = make_readers([model], "native", max_length)
+    """Score the model of `reader` (a folder or a hub model) once: the scores are kept in the cache."""
+    model = reader.model
     key = {
         "model": reader.identity,
         "dtype": model.dtype,
-        "template": str(reader.tokenizer.chat_template),
+        "template": str(reader.encoder.template.tokenizer.chat_template),
         "test": fingerprint({"test": [dialogue.to_json() for dialogue in test]}),
         "heldout": fingerprint({"heldout": [dialogue.to_json() for dialogue in heldout]}),
-        "max_length": max_length,
+        "max_length": reader.encoder.max_length,
         "batch_tokens": batch_tokens,
         "code": code_version(*MODEL_CODE),
     }
 
     def build(folder: Path) -> None:
-        loaded = load_causal_lm(model).to(pick_device("auto"))  # type: ignore[arg-type]
+        loaded = on_device(load_causal_lm(model))
         scores = score_model(loaded, reader.encoder, reader.vocab_size, test, heldout, batch_tokens)
         write_json(folder / "scores.json", vars(scores))
 

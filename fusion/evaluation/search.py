@@ -8,7 +8,7 @@ from fusion.config.schema import ModelConfig
 from fusion.dialogues.dialogue import Dialogue
 from fusion.dialogues.reader import encode_all, make_readers
 from fusion.evaluation.score import nll_per_byte
-from fusion.teaching.causal_lm import load_causal_lm, pick_device
+from fusion.teaching.causal_lm import load_causal_lm, on_device
 
 
 def heldout_loss(
@@ -17,7 +17,7 @@ def heldout_loss(
     """A function from a state dict of the pivot's shape to nats per byte on `dialogues`, tokenised once."""
     readers = make_readers([pivot], "native", max_length)
     (encoded,), _ = encode_all(readers, dialogues)
-    model = load_causal_lm(pivot).to(pick_device("auto"))  # type: ignore[arg-type]
+    model = on_device(load_causal_lm(pivot))
 
     def loss(weights: Mapping[str, Tensor]) -> float:
         model.load_state_dict(dict(weights), strict=False)  # tied heads are not in the file

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+CPU_CHUNK, GPU_CHUNK = 1 << 22, 1 << 27
+"""Logits of one chunk."""
+
 
 def sparse_cross_entropy(
     hidden_TH: Tensor,
@@ -20,7 +23,7 @@ def sparse_cross_entropy(
     weights_TK: Tensor,
     *,
     bias_V: Tensor | None = None,
-    chunk_size: int = 1024,
+    chunk_size: int | None = None,
 ) -> Tensor:
     """Sum over rows of the cross-entropy between sparse targets and softmax(hidden @ head.T + bias), in nats.
 
@@ -30,7 +33,7 @@ def sparse_cross_entropy(
         ids_TK: int64 target ids; an id may repeat in a row, its weights then add up. Unused columns: any id, weight 0.
         weights_TK: float target weights, not differentiated; rows need not sum to 1.
         bias_V: bias of the output head.
-        chunk_size: rows whose logits exist at the same time.
+        chunk_size: rows whose logits exist at the same time; None takes what `rows_per_chunk` gives.
 
     Returns a scalar (float32, or float64 for float64 input) that is differentiable once, with respect to hidden, head
     and bias; the gradients are computed in the forward pass, so that logits never wait for the backward pass.
@@ -45,7 +48,7 @@ def sparse_loss(
     weights_TK: Tensor,
     *,
     bias_V: Tensor | None = None,
-    chunk_size: int = 1024,
+    chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`sparse_cross_entropy`, and beside it the detached log-probabilities [T, K] of the target ids, for reports."""
     if hidden_TH.ndim != 2 or head_VH.ndim != 2 or hidden_TH.shape[1] != head_VH.shape[1]:
@@ -54,8 +57,14 @@ def sparse_loss(
         raise ValueError(
             f"targets {tuple(ids_TK.shape)} and weights {tuple(weights_TK.shape)} do not fit {len(hidden_TH)} rows"
         )
-    loss, logprobs_TK = _SparseCrossEntropy.apply(hidden_TH, head_VH, bias_V, ids_TK, weights_TK, chunk_size)
+    chunk = chunk_size or rows_per_chunk(len(head_VH), hidden_TH.device)
+    loss, logprobs_TK = _SparseCrossEntropy.apply(hidden_TH, head_VH, bias_V, ids_TK, weights_TK, chunk)
     return loss, logprobs_TK
+
+
+def rows_per_chunk(vocab_size: int, device: torch.device) -> int:
+    """Rows whose logits fill a chunk: few on a CPU, where fresh memory costs, many on a GPU, where launches cost."""
+    return max(8, (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK) // vocab_size)
 
 
 class _SparseCrossEntropy(torch.autograd.Function):
@@ -86,7 +95,7 @@ class _SparseCrossEntropy(torch.autograd.Function):
             logprobs[rows] = logits.gather(-1, ids) - normaliser
             loss -= (weights * logprobs[rows]).sum()
             mass = weights.sum(-1, keepdim=True)
-            dlogits = (logits - normaliser).exp_().mul_(mass).scatter_add_(-1, ids, -weights)
+            dlogits = logits.sub_(normaliser).exp_().mul_(mass).scatter_add_(-1, ids, -weights)
             if hidden_grad is not None:
                 hidden_grad[rows] = dlogits.to(head_VH.dtype) @ head_VH
             if head_grad is not None:

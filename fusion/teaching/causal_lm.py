@@ -3,16 +3,15 @@
 Tensor legend: B dialogues, T tokens, H hidden size, V vocabulary, R rows.
 """
 
-import logging
+import sys
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from fusion.config import UserError
 from fusion.config.schema import ModelConfig
-
-log = logging.getLogger(__name__)
 
 IGNORED = -100
 
@@ -23,6 +22,8 @@ def load_causal_lm(model: ModelConfig, dtype: str | None = None) -> PreTrainedMo
     Raises:
         UserError: the folder is missing, holds no safetensors weights, or is no causal language model.
     """
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             model.path,
@@ -61,8 +62,15 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     return bool(torch.allclose(logits, ours, rtol=tolerance, atol=tolerance * float(logits.abs().max())))
 
 
-def pick_device(word: str) -> torch.device:
-    """`auto` is the first accelerator, else the CPU."""
-    if word != "auto":
-        return torch.device(word)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Tokens that the model embeds."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return len(weight)
+
+
+def on_device(model: PreTrainedModel, word: str = "auto") -> PreTrainedModel:
+    """Move `model` to the device of that name; `auto` is the first accelerator, else the CPU."""
+    device = word if word != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    torch.nn.Module.to(model, torch.device(device))
+    return model

@@ -15,7 +15,8 @@ from fusion.dialogues.encode import Encoded
 from fusion.teaching.causal_lm import final_hidden, has_plain_head, head
 from fusion.teaching.store import TeacherRows
 
-CHUNK_ROWS = 2048
+CHUNK_LOGITS = 1 << 22
+"""Logits that exist at the same time; fresh memory is what costs on a CPU."""
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -69,9 +70,10 @@ class RowReader:
         ids_BT, mask_BT = pad([encoded.ids_N for encoded in batch], self.device)
         rows, references = row_index(batch, ids_BT.shape[1], self.device)
         logits_of = self._logits(ids_BT, mask_BT)
-        for start in range(0, len(rows), CHUNK_ROWS):
-            chosen = rows[start : start + CHUNK_ROWS]
-            yield logits_of(chosen)[:, : self.vocab_size].float(), references[start : start + CHUNK_ROWS]
+        size = max(8, CHUNK_LOGITS // self.vocab_size)
+        for start in range(0, len(rows), size):
+            chosen = rows[start : start + size]
+            yield logits_of(chosen)[:, : self.vocab_size].float(), references[start : start + size]
 
     def _logits(self, ids_BT: Tensor, mask_BT: Tensor) -> Callable[[Tensor], Tensor]:
         if self._plain_head:

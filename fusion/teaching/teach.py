@@ -8,7 +8,7 @@ from fusion.cache import cached_folder, code_version
 from fusion.config import UserError
 from fusion.config.schema import ModelConfig, TeacherConfig
 from fusion.dialogues.encode import Encoded, corpus_hash
-from fusion.teaching.causal_lm import load_causal_lm, pick_device
+from fusion.teaching.causal_lm import embedding_rows, load_causal_lm, on_device
 from fusion.teaching.forward import RowReader, teacher_rows, token_batches
 from fusion.teaching.store import DistributionStore
 
@@ -59,7 +59,7 @@ def _write_store(
     for number, start in enumerate(range(0, len(dialogues), size)):
         if store.has_shard(number):
             continue
-        reader = reader or RowReader(load_causal_lm(model).to(pick_device(settings.device)), vocab_size)
+        reader = reader or RowReader(on_device(load_causal_lm(model), settings.device), vocab_size)
         _write_shard(store, number, reader, dialogues[start : start + size], settings, model.name)
         log.info("teacher %s: %d of %d dialogues", model.name, min(start + size, len(dialogues)), len(dialogues))
     store.finish({"model": model.name, "top_k": settings.top_k, "temperature": settings.temperature})
@@ -86,7 +86,7 @@ def _write_shard(
 
 
 def _check_ids(batch: Sequence[Encoded], reader: RowReader, name: str) -> None:
-    rows = reader.model.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(reader.model)
     highest = max(int(encoded.ids_N.max()) for encoded in batch)
     if highest >= rows:
         raise UserError(

@@ -70,9 +70,9 @@ def _close(loggers: Sequence[Logger], settings: LoggerConfig) -> None:
                 print(f"W&B recorded offline; upload with: wandb sync {folder}")
 
 
-def log_scores(loggers: Sequence[Logger], scores: Mapping[str, float], nll_per_byte: float | None) -> None:
+def log_scores(loggers: Sequence[Logger], scores: Mapping[str, float | None], nll_per_byte: float | None) -> None:
     """Write the scores of one model as metrics `score/SKILL` and `heldout/nll_per_byte`."""
-    metrics = {f"score/{skill}": value for skill, value in scores.items()}
+    metrics = {f"score/{skill}": value for skill, value in scores.items() if value is not None}
     if nll_per_byte is not None:
         metrics["heldout/nll_per_byte"] = nll_per_byte
     for logger in loggers:

@@ -23,7 +23,7 @@ def export_model(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     if dtype in DTYPES:
-        model = model.to(DTYPES[dtype])
+        model.to(dtype=DTYPES[dtype])  # type: ignore[call-arg]
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     write_text(temporary / "README.md", card)

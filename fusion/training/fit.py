@@ -1,5 +1,7 @@
 """One training run: Lightning's trainer from the settings, and the trained copy of the pivot."""
 
+import logging
+import sys
 import time
 from dataclasses import dataclass
 
@@ -27,6 +29,7 @@ def fit(config: TrainConfig, data: FusionDataModule, loggers: list[Logger]) -> F
 
     Determined by the settings and the seed on the same device count.
     """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its advertisements, not its warnings
     pl.seed_everything(config.seed, workers=True, verbose=False)
     module = FusionModule(
         config.pivot,
@@ -48,7 +51,7 @@ def fit(config: TrainConfig, data: FusionDataModule, loggers: list[Logger]) -> F
         logger=loggers or False,
         log_every_n_steps=config.trainer.log_every_steps,
         callbacks=_callbacks(config),
-        enable_progress_bar=config.trainer.progress_bar,
+        enable_progress_bar=_shows_progress(config),
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -60,4 +63,9 @@ def fit(config: TrainConfig, data: FusionDataModule, loggers: list[Logger]) -> F
 
 
 def _callbacks(config: TrainConfig) -> list[Callback]:
-    return [TQDMProgressBar(refresh_rate=20)] if config.trainer.progress_bar else []
+    return [TQDMProgressBar(refresh_rate=20)] if _shows_progress(config) else []
+
+
+def _shows_progress(config: TrainConfig) -> bool:
+    """A progress bar is for people; in a log file it is noise."""
+    return config.trainer.progress_bar and sys.stderr.isatty()

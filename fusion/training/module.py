@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -64,7 +64,7 @@ class FusionModule(pl.LightningModule):
             batch.targets_RK,
             self.target_weights(batch),
             bias_V=output.bias,
-            chunk_size=self.objective.chunk_rows,
+            chunk_size=self.objective.chunk_rows or None,
         )
         self._log_parts(loss.detach(), logprobs_RK, batch)
         # Lightning divides by the micro-batches of a step, and averages gradients over devices: both are undone.
@@ -90,7 +90,7 @@ class FusionModule(pl.LightningModule):
         }
         self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=rows)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
         others = [parameter for parameter in parameters if parameter.ndim < 2]
@@ -98,7 +98,7 @@ class FusionModule(pl.LightningModule):
             {"params": matrices, "weight_decay": self.optim.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.optim.lr, betas=tuple(self.optim.betas))
+        optimizer = torch.optim.AdamW(groups, lr=self.optim.lr, betas=(self.optim.betas[0], self.optim.betas[1]))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(self.optim, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

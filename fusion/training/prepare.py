@@ -1,4 +1,4 @@
-"""From settings to fused targets: read, encode, teach, align, fuse; every step is taken from the cache if it can be."""
+"""From settings to fused targets: read, encode, teach, align, fuse; a step that was done before is not done again."""
 
 import logging
 from collections import Counter

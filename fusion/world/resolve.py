@@ -58,8 +58,8 @@ def _model(world: "World", path: str) -> str:
 
 
 def _resolved_data(data: DataConfig, world: "World") -> DataConfig:
-    def resolved(path: str | None) -> str | None:
-        if path is None or not path.startswith(PREFIX):
+    def resolved(path: str) -> str:
+        if not path.startswith(PREFIX):
             return path
         file = world.dialogues_path(path.removeprefix(PREFIX))
         if not file.is_file():
@@ -69,6 +69,6 @@ def _resolved_data(data: DataConfig, world: "World") -> DataConfig:
     return replace(
         data,
         path=resolved(data.path),
-        heldout_path=resolved(data.heldout_path),
-        test_path=resolved(data.test_path),
+        heldout_path=resolved(data.heldout_path) if data.heldout_path else None,
+        test_path=resolved(data.test_path) if data.test_path else None,
     )
