@@ -1,12 +1,16 @@
 """Hydra's composition with our schemas, and the step from its result to frozen settings."""
 
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from fusion.cache import fingerprint
 from fusion.config.schema import MergeConfig, TrainConfig
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "conf"
@@ -26,9 +30,21 @@ def register() -> None:
 
 
 def readable_name(overrides: str) -> str:
-    """A job's overrides as one folder name: no slashes, not too long."""
-    name = re.sub(r"[^\w.,=+-]+", "-", overrides).strip("-") or "job"
-    return name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME]
+    """Folder of one job of a sweep: its swept overrides (all, when the command line sweeps none) without slashes."""
+    swept = set(_swept_keys())
+    pieces = re.split(r",(?=[\w./@]+=)", overrides)
+    chosen = [piece for piece in pieces if piece.partition("=")[0] in swept] or pieces
+    name = re.sub(r"[^\w.,=+-]+", "-", ",".join(chosen)).strip("-") or "job"
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{fingerprint({'overrides': overrides})}"
+    return name
+
+
+def _swept_keys() -> Iterator[str]:
+    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    for override in OverridesParser.create().parse_overrides(words):
+        if override.is_sweep_override():
+            yield override.key_or_group
 
 
 def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:

@@ -117,8 +117,7 @@ def find_inputs(config: MergeConfig) -> MergeInputs:
     if base is not None and not base.is_dir():
         raise UserError(f"base={base}: no such folder; give the pivot that the targets were trained from: base=FOLDER")
     sft = _sft(config, known, runs)
-    for run in runs:
-        log.info("target %s: %s", run.name, run.folder)
+    log.info("targets: %s", ", ".join(str(target.path) for target in targets))
     return MergeInputs(_unique(targets), base, runs if len(runs) == len(targets) else [], sft)
 
 

@@ -1,6 +1,7 @@
 """Experiment loggers: mirrors of the local record, opened and closed by each job so that nothing leaks to the next."""
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ def job_loggers(settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str
 def _open(settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str]) -> list[Logger]:
     folder = job.folder
     if settings.name == "csv":
+        shutil.rmtree(folder / "csv", ignore_errors=True)  # of an attempt that did not finish
         return [CSVLogger(folder, name=None, version="csv")]
     if settings.name == "tensorboard":
         try:

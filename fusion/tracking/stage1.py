@@ -34,7 +34,7 @@ class TargetRun:
 def finished_runs(root: Path) -> list[TargetRun]:
     """Finished stage-1 runs at or below `root` whose model is there, oldest first."""
     found = []
-    for file in sorted(root.rglob(RESULT)):
+    for file in sorted(root.resolve().rglob(RESULT)):
         run = TargetRun(file.parent, read_result(file.parent))
         if run.result.get("stage") == "train" and run.result.get("status") == "finished" and run.model.is_dir():
             found.append(run)
@@ -68,7 +68,7 @@ def named_runs(folders: Sequence[str]) -> list[TargetRun | Path]:
     """Run folders as runs, model folders as paths; all that are neither in one UserError."""
     found: list[TargetRun | Path] = []
     problems = []
-    for place, folder in enumerate(map(Path, folders)):
+    for place, folder in enumerate(Path(folder).resolve() for folder in folders):
         result = read_result(folder)
         if result.get("stage") == "train" and (folder / MODEL).is_dir():
             found.append(TargetRun(folder, result))

@@ -83,7 +83,7 @@ class FusionDataModule(pl.LightningDataModule):
         self.prepared: Prepared | None = None
 
     def prepare_data(self) -> None:
-        prepare(self.config)
+        self.prepared = self.prepared or prepare(self.config)
 
     def setup(self, stage: str | None = None) -> None:
         self.prepared = self.prepared or prepare(self.config)

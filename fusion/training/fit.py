@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -29,6 +30,7 @@ def fit(config: TrainConfig, data: FusionDataModule, loggers: list[Logger]) -> F
 
     Determined by the settings and the seed on the same device count.
     """
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own call of a torch function
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its advertisements, not its warnings
     pl.seed_everything(config.seed, workers=True, verbose=False)
     module = FusionModule(

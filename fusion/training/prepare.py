@@ -46,9 +46,7 @@ class Prepared:
 
 def sources(config: TrainConfig) -> list[ModelConfig]:
     """The source, or the members of a many-to-one source, as model settings."""
-    members = config.source.members
-    if not members:
-        return [config.source]
+    members = config.source.members or {config.source.name: vars(config.source)}
     known = set(ModelConfig.__dataclass_fields__)
     return [
         ModelConfig(**{"name": name, **{key: value for key, value in member.items() if key in known}})

@@ -1,0 +1,87 @@
+"""The main job with other choices: data of one's own, other templates, many-to-one, loggers."""
+
+import json
+import shutil
+
+import pytest
+
+from fusion.dialogues.dialogue import read_jsonl, write_jsonl
+
+FEW = ("world=smoke", "trainer.max_steps=3")
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_models_and_dialogues_copied_elsewhere(workplace, targets, tmp_path):
+    (world,) = (workplace.cache / "world").glob("[!.]*")
+    for name, copy in (("pivot", "first"), ("tiny_a", "second")):
+        shutil.copytree(world / "models" / name, tmp_path / copy)
+    write_jsonl(tmp_path / "mine.jsonl", read_jsonl(world / "dialogues" / "train.jsonl")[:60])
+    workplace.run(
+        "train",
+        "pivot=hf",
+        f"pivot.path={tmp_path / 'first'}",
+        "source=hf",
+        f"source.path={tmp_path / 'second'}",
+        "data=jsonl",
+        f"data.path={tmp_path / 'mine.jsonl'}",
+        "trainer.max_steps=2",
+        "trainer.batch_size=8",
+        "hydra.run.dir=runs_hf/job",
+    )
+    found = result(workplace.root / "runs_hf" / "job")
+    assert found["steps"] == 2
+    assert found["report"]["dialogues"]["train"] + found["report"]["dialogues"]["heldout"] == 60
+    assert "optim:\n  lr: 5.0e-06" in (workplace.root / "runs_hf" / "job" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("alignment", ["em", "mined", "ms_released"])
+def test_other_alignments(workplace, targets, alignment):
+    workplace.run("train", *FEW, f"alignment={alignment}", f"hydra.run.dir=variants/{alignment}")
+    report = result(workplace.root / "variants" / alignment)["report"]["alignment"]["tiny_a"]
+    assert 0 < report["covered"] <= report["aligned"] <= 1
+
+
+def test_native_template_aligns_message_contents(workplace, targets):
+    workplace.run("train", *FEW, "template=native", "hydra.run.dir=variants/native")
+    report = result(workplace.root / "variants" / "native")["report"]["alignment"]["tiny_a"]
+    assert report["covered"] > 0.5
+
+
+def test_many_to_one(workplace, targets):
+    workplace.run("train", *FEW, "source=tiny_all", "hydra.run.dir=variants/all")
+    found = result(workplace.root / "variants" / "all")
+    assert set(found["report"]["alignment"]) == {"tiny_a", "tiny_b", "tiny_c"}
+    assert sum(found["report"]["who_won"].values()) == found["report"]["dialogues"]["train"]
+
+
+def test_keep_pivot_won_leaves_dialogues_out(workplace, targets):
+    workplace.run("train", *FEW, "fusion.keep_pivot_won=0", "hydra.run.dir=variants/won")
+    report = result(workplace.root / "variants" / "won")["report"]
+    assert report["trained_on"] == report["who_won"]["tiny_a"] < report["dialogues"]["train"]
+
+
+def test_hard_control_trains_on_references_of_won_dialogues(workplace, targets):
+    workplace.run("train", *FEW, "objective=sft", "fusion.keep_pivot_won=0", "hydra.run.dir=variants/hard")
+    found = result(workplace.root / "variants" / "hard")
+    assert found["report"]["trained_on"] == found["report"]["who_won"]["tiny_a"]
+    assert found["metrics"]["train/loss"] == pytest.approx(found["metrics"]["train/ce"])
+
+
+def test_wandb_offline_needs_no_account_and_names_the_upload(workplace, targets):
+    output = workplace.run("train", *FEW, "logger=wandb", "hydra.run.dir=variants/wandb")
+    assert "wandb sync " in output
+    assert list((workplace.root / "variants" / "wandb").glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def test_tensorboard(workplace, targets):
+    workplace.run("train", *FEW, "logger=tensorboard", "hydra.run.dir=variants/tensorboard")
+    assert list((workplace.root / "variants" / "tensorboard").rglob("events.out.tfevents.*"))
+
+
+def test_csv_has_the_loss_parts(workplace, targets):
+    (table,) = (targets / "source=tiny_a").rglob("metrics.csv")
+    header = table.read_text().splitlines()[0].split(",")
+    assert {"train/loss", "train/ce", "train/fusion", "train/lr", "score/average"} <= set(header)
