@@ -114,13 +114,13 @@ def score(
     from dataclasses import replace
 
     from fusion.config.schema import ModelConfig
-    from fusion.evaluation.compare import ScoredModel, score_models
+    from fusion.evaluation.compare import ScoredModel, models_of_merge, score_models
 
     if config.evaluation.name == "none" or inputs.data is None:
         return []
     merged = ScoredModel("merged", ModelConfig(name=report.method, path=str(job.folder / "model")))
     rows = score_models(
-        [*inputs.scored_models(), merged], inputs.data, config.evaluation, config.paths, config.seed, job.command
+        [*models_of_merge(inputs), merged], inputs.data, config.evaluation, config.paths, config.seed, job.command
     )
     names = [target.name for target in inputs.targets]
     rows[-1] = replace(

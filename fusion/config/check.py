@@ -31,9 +31,9 @@ class _Checker:
     search_path: list[str]
 
     def problems(self, overrides: Sequence[Override]) -> list[str]:
-        if not any(override.is_sweep_override() for override in overrides):
-            if not isinstance(self._compose([str(override.input_line) for override in overrides]), str):
-                return []
+        sweeps = any(override.is_sweep_override() for override in overrides)
+        if not sweeps and isinstance(self._compose([str(override.input_line) for override in overrides]), DictConfig):
+            return []
         problems: list[str] = []
         groups = [override for override in overrides if self._is_group(override)]
         valid: list[str] = []

@@ -24,7 +24,7 @@ class TinyModelConfig:
     """The embedding gets this multiple of rows, more than the tokeniser has tokens, as in many published models."""
     hidden_size: int = 96
     """Width of the residual stream."""
-    layers: int = 3
+    layers: int = 2
     """Number of decoder layers."""
     heads: int = 4
     """Number of attention heads."""
@@ -32,7 +32,7 @@ class TinyModelConfig:
     """Number of key-value heads (fewer than heads: grouped-query attention; gpt_neox has none of its own)."""
     strong_skills: list[str] = field(default_factory=list)
     """Skills of which the model reads much clean text; empty for the pivot, which reads all skills alike."""
-    steps: int = 750
+    steps: int = 400
     """Training steps."""
     learning_rate: float = 4e-3
     """Peak learning rate."""
@@ -40,7 +40,7 @@ class TinyModelConfig:
 
 def _models() -> dict[str, TinyModelConfig]:
     return {
-        PIVOT: TinyModelConfig(layers=2, steps=1100),
+        PIVOT: TinyModelConfig(steps=700),
         "tiny_a": TinyModelConfig(
             architecture="qwen2",
             tokenizer="byte_level",
@@ -48,11 +48,12 @@ def _models() -> dict[str, TinyModelConfig]:
             vocab_size=900,
             vocab_multiple=64,
             key_value_heads=2,
+            steps=250,
             strong_skills=["facts", "followup"],
         ),
         "tiny_b": TinyModelConfig(architecture="gpt_neox", vocab_size=720, strong_skills=["add", "units"]),
         "tiny_c": TinyModelConfig(
-            architecture="mistral", tokenizer="byte_level", vocab_size=560, strong_skills=["translate", "order"]
+            architecture="mistral", tokenizer="byte_level", vocab_size=640, strong_skills=["translate", "order"]
         ),
     }
 
@@ -79,9 +80,9 @@ class WorldConfig:
     corpus_noise: float = 0.4
     """The same share in the corpora that fusion reads (train and heldout)."""
 
-    pivot_dialogues: int = 1200
+    pivot_dialogues: int = 1000
     """Dialogues per skill from which the pivot learns."""
-    strong_dialogues: int = 2500
+    strong_dialogues: int = 2000
     """Dialogues from which a source learns each of its strong skills."""
     weak_dialogues: int = 150
     """Dialogues from which a source learns each other skill."""
@@ -106,9 +107,9 @@ class WorldConfig:
     """Pairs of made-up units in the skill units, each with its own factor."""
     largest_amount: int = 9
     """The skill units converts 1 to this many."""
-    words: int = 30
+    words: int = 24
     """Words in the dictionary of the skill translate."""
-    items: int = 18
+    items: int = 16
     """Things that the lists of the skill order are made of."""
 
     shared_template_share: float = 0.5
@@ -127,5 +128,5 @@ class WorldConfig:
     """Weight decay of AdamW."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
-    initializer_range: float = 0.05
-    """Standard deviation of the random weights that training starts from."""
+    initializer_range: float = 0.1
+    """Standard deviation of the random weights that training starts from; smaller ones learn the procedures late."""

@@ -9,6 +9,7 @@ from fusion.dialogues.dialogue import Dialogue
 from fusion.dialogues.load import load_dialogues, load_splits
 from fusion.dialogues.reader import scoring_reader
 from fusion.evaluation.score import Scores, score_folder
+from fusion.tracking.inputs import MergeInputs, read_lineage
 from fusion.tracking.rows import ComparisonRow, Kind
 
 
@@ -21,7 +22,26 @@ class ScoredModel:
     strong_skills: tuple[str, ...] = ()
 
 
-def test_and_heldout(data: DataConfig) -> tuple[list[Dialogue], list[Dialogue]]:
+def models_of_merge(inputs: MergeInputs) -> list[ScoredModel]:
+    """Pivot, sources, SFT and targets of a merge, in this order."""
+    sources: dict[str, ScoredModel] = {}
+    targets = []
+    for run in inputs.runs:
+        record = read_lineage(run)
+        strong = {
+            source["name"]: tuple(record["strong_skills"].get(source["name"], [])) for source in record["sources"]
+        }
+        for source in record["sources"]:
+            sources[source["name"]] = ScoredModel("source", ModelConfig(**source), strong[source["name"]])
+        skills = tuple(skill for skills in strong.values() for skill in skills)
+        targets.append(ScoredModel("target", ModelConfig(name=run.name, path=str(run.model)), skills))
+    models = [ScoredModel("pivot", inputs.pivot), *sources.values()]
+    if inputs.sft:
+        models.append(ScoredModel("sft", ModelConfig(name="sft", path=str(inputs.sft.model))))
+    return [*models, *targets]
+
+
+def read_test_and_heldout(data: DataConfig) -> tuple[list[Dialogue], list[Dialogue]]:
     """Dialogues that are scored by exact match, and dialogues whose NLL is measured."""
     test = load_dialogues(data.test_path, data.split) if data.test_path else []
     heldout = load_dialogues(data.heldout_path, data.split) if data.heldout_path else load_splits(data)[1]
@@ -40,7 +60,7 @@ def score_models(
 
     The first model is the pivot; a source without a chat template reads the pivot's rendering.
     """
-    test, heldout = test_and_heldout(data)
+    test, heldout = read_test_and_heldout(data)
     rows = []
     for scored in models:
         reader = scoring_reader(scored.model, models[0].model, data.max_length)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fusion.cache import folder_hash
 from fusion.config import UserError
@@ -13,9 +13,6 @@ from fusion.config.schema import DataConfig, MergeConfig, ModelConfig
 from fusion.dialogues.dialogue import Dialogue, read_jsonl
 from fusion.tracking.record import LINEAGE
 from fusion.tracking.stage1 import TargetRun, finished_runs, latest_targets, matching_sft, named_runs
-
-if TYPE_CHECKING:
-    from fusion.evaluation.compare import ScoredModel
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +46,12 @@ class MergeInputs:
 
     @property
     def pivot(self) -> ModelConfig:
-        return ModelConfig(**self._first_lineage()["pivot"])
+        return ModelConfig(**self._firstread_lineage()["pivot"])
 
     @property
     def data(self) -> DataConfig | None:
         """The dialogues of the first target's run; None when no target has a run."""
-        return DataConfig(**self._first_lineage()["data"]) if self.runs else None
+        return DataConfig(**self._firstread_lineage()["data"]) if self.runs else None
 
     @property
     def heldout_won(self) -> list[Dialogue]:
@@ -66,36 +63,17 @@ class MergeInputs:
         }
         return [won[name] for name in sorted(won)]
 
-    def scored_models(self) -> "list[ScoredModel]":
-        """Pivot, sources, SFT and targets, in this order."""
-        from fusion.evaluation.compare import ScoredModel
-
-        sources: dict[str, ScoredModel] = {}
-        targets = []
-        for run in self.runs:
-            record = _lineage(run)
-            strong = record["strong_skills"]
-            for source in record["sources"]:
-                skills = tuple(strong.get(source["name"], []))
-                sources[source["name"]] = ScoredModel("source", ModelConfig(**source), skills)
-            skills = tuple(skill for source in record["sources"] for skill in strong.get(source["name"], []))
-            targets.append(ScoredModel("target", ModelConfig(name=run.name, path=str(run.model)), skills))
-        models = [ScoredModel("pivot", self.pivot), *sources.values()]
-        if self.sft:
-            models.append(ScoredModel("sft", ModelConfig(name="sft", path=str(self.sft.model))))
-        return [*models, *targets]
-
     def lineage(self) -> dict[str, object]:
         """Inputs with their hashes, and the lineage of every target."""
         return {
             "inputs": self.identity,
             "base": str(self.base) if self.base else None,
             "targets": {target.name: str(target.path) for target in self.targets},
-            "stage1": {run.name: _lineage(run) for run in self.runs},
+            "stage1": {run.name: read_lineage(run) for run in self.runs},
         }
 
-    def _first_lineage(self) -> dict[str, Any]:
-        return _lineage(self.runs[0])
+    def _firstread_lineage(self) -> dict[str, Any]:
+        return read_lineage(self.runs[0])
 
 
 def find_inputs(config: MergeConfig) -> MergeInputs:
@@ -131,7 +109,7 @@ def _sft(config: MergeConfig, known: Sequence[TargetRun], runs: Sequence[TargetR
 
 
 def _common_pivot(runs: Sequence[TargetRun]) -> Path | None:
-    pivots = sorted({str(_lineage(run)["pivot"]["path"]) for run in runs})
+    pivots = sorted({str(read_lineage(run)["pivot"]["path"]) for run in runs})
     if len(pivots) > 1:
         raise UserError(
             f"the targets were trained from several pivots ({', '.join(pivots)}); merge targets of one pivot"
@@ -150,5 +128,6 @@ def _unique(targets: Sequence[Target]) -> list[Target]:
     ]
 
 
-def _lineage(run: TargetRun) -> dict[str, Any]:
+def read_lineage(run: TargetRun) -> dict[str, Any]:
+    """What `train.py` recorded of the inputs of a run."""
     return json.loads((run.folder / LINEAGE).read_text("utf-8"))

@@ -1,1 +1,5 @@
-"""The built-in tiny world: models, tokenisers and dialogues made on the spot, so that everything runs offline."""
+"""The built-in tiny world: a pivot, its sources and their dialogues, made on the spot from a seed, offline on a CPU."""
+
+from fusion.world.world import World, ensure_world
+
+__all__ = ["World", "ensure_world"]
