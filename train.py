@@ -36,6 +36,7 @@ def run(config: TrainConfig, job: Job) -> None:
 
 def train(config: TrainConfig, job: Job, record: "RunRecord") -> None:
     """The stage itself; the heavy libraries are loaded here, so that `--help` and skipped jobs answer at once."""
+    from fusion.teaching.causal_lm import stored_dtype
     from fusion.tracking.loggers import job_loggers, log_scores
     from fusion.tracking.sweep import compare_folder
     from fusion.training.data import FusionDataModule
@@ -55,7 +56,7 @@ def train(config: TrainConfig, job: Job, record: "RunRecord") -> None:
         record.lap("train")
         card = model_card(f"{config.objective.name} {config.source.name}", config.pivot.path, CARD, job.command)
         model = job.folder / "model"
-        export_model(fitted.model, data.prepared.tokenizer, model, config.pivot.dtype, card)
+        export_model(fitted.model, data.prepared.tokenizer, model, stored_dtype(config.pivot), card)
         write_heldout_won(job, data.prepared)
         record.lap("export")
         rows = score(config, job, strong_skills)

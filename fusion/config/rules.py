@@ -11,7 +11,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fusion.unit": ("byte", "token"),
     "objective.name": ("fusion", "sft"),
     "optim.schedule": ("cosine", "linear", "constant"),
-    "parallel.name": ("single", "ddp", "fsdp"),
+    "parallel.name": ("single",),
     "evaluation.name": ("skills", "none"),
     "logger.name": ("csv", "tensorboard", "wandb", "none"),
 }
@@ -80,7 +80,7 @@ def _ranges(settings: object) -> Iterator[str]:
 def _combinations(settings: TrainConfig) -> Iterator[str]:
     devices = settings.parallel.devices * settings.parallel.num_nodes
     if settings.parallel.name == "single" and devices > 1:
-        yield f"parallel=single runs on one device, not on {devices}; choose parallel=ddp or parallel=fsdp"
+        yield f"parallel=single trains on one device, not on {devices}; leave parallel.devices and num_nodes at 1"
     if settings.trainer.max_steps < -1 or settings.trainer.max_steps == 0:
         yield f"trainer.max_steps={settings.trainer.max_steps}: a positive number is expected, or -1 for all epochs"
     for group in ("pivot", "source"):

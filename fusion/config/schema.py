@@ -141,7 +141,7 @@ class TrainerConfig:
 @dataclass(frozen=True)
 class ParallelConfig:
     name: str = "single"
-    """single, ddp or fsdp (FSDP2)."""
+    """single: one process on one device."""
     devices: int = 1
     """Processes per node; the job asserts that it got them."""
     num_nodes: int = 1

@@ -4,11 +4,10 @@ Tensor legend: N tokens of a dialogue, R supervised rows.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from fusion.dialogues.dialogue import Dialogue
 from fusion.dialogues.template import ChatFormat, Rendering, UnrenderableDialogue
@@ -52,11 +51,11 @@ class Encoder:
         self.template = template or own
         self.max_length = max_length
         self._bytes: TokenBytes = token_bytes(own.tokenizer)
+        self._reserved = sorted(_reserved_strings(own) | _reserved_strings(self.template))
 
     def encode(self, dialogue: Dialogue) -> Encoded:
         """Raises UnrenderableDialogue when the template or the tokeniser cannot carry this dialogue."""
-        for chat in {id(chat): chat for chat in (self.own, self.template)}.values():
-            _refuse_special_tokens(dialogue, chat.tokenizer)
+        _refuse_special_tokens(dialogue, self._reserved)
         rendering = self._in_own_tokens(self.template.render(dialogue))
         batch = self.own.tokenizer(rendering.text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.asarray(batch["input_ids"], dtype=np.int32)
@@ -132,9 +131,15 @@ def _byte_offsets(text: str) -> np.ndarray:
     return np.concatenate(([0], np.cumsum(widths))).astype(np.int64)
 
 
-def _refuse_special_tokens(dialogue: Dialogue, tokenizer: PreTrainedTokenizerFast) -> None:
+def _reserved_strings(chat: ChatFormat) -> set[str]:
+    """Every special token, not only the named ones that `all_special_tokens` lists, and the end-of-turn."""
+    added = chat.tokenizer.added_tokens_decoder.values()
+    return {chat.end_of_turn, *chat.tokenizer.all_special_tokens, *(one.content for one in added if one.special)}
+
+
+def _refuse_special_tokens(dialogue: Dialogue, reserved: Sequence[str]) -> None:
     """A message that spells a special token would be read as one, and could forge turns."""
-    for token in tokenizer.all_special_tokens:
+    for token in reserved:
         if any(token in message.content for message in dialogue.messages):
             raise UnrenderableDialogue(f"a message contains the special token {token!r}")
 

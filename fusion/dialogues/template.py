@@ -9,6 +9,8 @@ from fusion.config import UserError
 from fusion.dialogues.dialogue import Dialogue, chat
 
 PROBE = chat("ask", "probe")
+MARKER = "<<answer>>"
+"""Stands for an answer whose place is looked for."""
 
 
 class UnrenderableDialogue(Exception):
@@ -40,16 +42,25 @@ class ChatFormat:
     end_of_turn: str
 
     def render(self, dialogue: Dialogue) -> Rendering:
-        """Render `dialogue`; raises UnrenderableDialogue when the template refuses or rewrites it."""
-        messages = [{"role": message.role, "content": message.content} for message in dialogue.messages]
+        """Render `dialogue`; raises UnrenderableDialogue when the template refuses or rewrites it.
+
+        Answers are stripped: many templates do so, and all must agree on the bytes of an answer.
+        """
+        messages = [
+            {"role": one.role, "content": one.content.strip() if one.role == "assistant" else one.content}
+            for one in dialogue.messages
+        ]
         text = _apply(self.tokenizer, messages)
-        turns, cursor = [], 0
-        for index, message in enumerate(dialogue.messages):
-            if message.role != "assistant":
+        turns, cursor, question = [], 0, ""
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                question = message["content"].strip()
                 continue
-            cursor = max(cursor, _prompt_length(self.tokenizer, messages[:index], text))
-            start, content = _find(text, message.content, cursor)
-            cursor = start + len(content)
+            known = _prompt_length(self.tokenizer, messages[:index], text)
+            start = text.find(message["content"], max(cursor, known or _behind(text, question, cursor)))
+            if start < 0:
+                raise UnrenderableDialogue("the chat template rewrites an answer, so its tokens cannot be found")
+            cursor = start + len(message["content"])
             turns.append(Turn(start, cursor, self._find_end_of_turn(text, cursor)))
         return Rendering(text, tuple(turns))
 
@@ -108,10 +119,12 @@ def _apply(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], p
 
 
 def _prompt_length(tokenizer: PreTrainedTokenizerFast, before: list[dict[str, str]], text: str) -> int:
-    """Where the answer to `before` may start in `text`: after the generation prompt if the template is consistent."""
-    for prompt in (True, False):
+    """Where the answer to `before` starts in `text` (another answer would start there too) or may start (after the
+    generation prompt); 0 where the template writes `before` in another way when more follows."""
+    marked = [*before, {"role": "assistant", "content": MARKER}]
+    for messages, prompt in ((marked, False), (before, True), (before, False)):
         try:
-            prefix = _apply(tokenizer, before, prompt)
+            prefix = _apply(tokenizer, messages, prompt).partition(MARKER)[0]
         except UnrenderableDialogue:
             continue
         if text.startswith(prefix):
@@ -119,10 +132,6 @@ def _prompt_length(tokenizer: PreTrainedTokenizerFast, before: list[dict[str, st
     return 0
 
 
-def _find(text: str, content: str, cursor: int) -> tuple[int, str]:
-    """First place of `content`, or of its stripped form, at or after `cursor`."""
-    for form in (content, content.strip()):
-        start = text.find(form, cursor)
-        if start >= 0 and form:
-            return start, form
-    raise UnrenderableDialogue("the chat template rewrites an assistant message, so its tokens cannot be found")
+def _behind(text: str, question: str, cursor: int) -> int:
+    found = text.find(question, cursor)
+    return cursor if found < 0 else found + len(question)

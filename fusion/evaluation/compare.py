@@ -28,17 +28,13 @@ def models_of_merge(inputs: MergeInputs) -> list[ScoredModel]:
     targets = []
     for run in inputs.runs:
         record = read_lineage(run)
-        strong = {
-            source["name"]: tuple(record["strong_skills"].get(source["name"], [])) for source in record["sources"]
-        }
-        for source in record["sources"]:
-            sources[source["name"]] = ScoredModel("source", ModelConfig(**source), strong[source["name"]])
+        models = [ModelConfig(**source) for source in record["sources"]]
+        strong = {model.name: tuple(record["strong_skills"].get(model.name, [])) for model in models}
+        sources |= {model.name: ScoredModel("source", model, strong[model.name]) for model in models}
         skills = tuple(skill for skills in strong.values() for skill in skills)
         targets.append(ScoredModel("target", ModelConfig(name=run.name, path=str(run.model)), skills))
-    models = [ScoredModel("pivot", inputs.pivot), *sources.values()]
-    if inputs.sft:
-        models.append(ScoredModel("sft", ModelConfig(name="sft", path=str(inputs.sft.model))))
-    return [*models, *targets]
+    sft = [ScoredModel("sft", ModelConfig(name="sft", path=str(inputs.sft.model)))] if inputs.sft else []
+    return [ScoredModel("pivot", inputs.pivot), *sources.values(), *sft, *targets]
 
 
 def read_test_and_heldout(data: DataConfig) -> tuple[list[Dialogue], list[Dialogue]]:

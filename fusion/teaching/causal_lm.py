@@ -7,7 +7,7 @@ import sys
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from fusion.config import UserError
@@ -36,6 +36,13 @@ def load_causal_lm(model: ModelConfig, dtype: str | None = None) -> PreTrainedMo
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{model.name} (path={model.path}): the model cannot be loaded: {reason[0]}") from error
     return loaded.eval()
+
+
+def stored_dtype(model: ModelConfig) -> torch.dtype:
+    """The dtype in which the weights of `model` are stored; targets keep it, so that they can be merged with it."""
+    config = AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    dtype = config.get_text_config().dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def final_hidden(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:

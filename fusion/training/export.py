@@ -8,22 +8,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fusion.cache import fsync_tree, write_text
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 def export_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: str, card: str
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: torch.dtype, card: str
 ) -> None:
     """Write weights (safetensors), config, generation config, tokeniser with chat template, and the model card.
 
-    The folder appears whole or not at all; an older one of the same name is replaced. `dtype` is the pivot's setting;
-    `auto` keeps the weights as they were trained.
+    The folder appears whole or not at all; an older one of the same name is replaced. `dtype` is the one in which the
+    pivot is stored: weights are trained in more precision and rounded once, here.
     """
     temporary = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    if dtype in DTYPES:
-        model.to(dtype=DTYPES[dtype])  # type: ignore[call-arg]
+    model.to(dtype=dtype)  # type: ignore[call-arg]
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     write_text(temporary / "README.md", card)

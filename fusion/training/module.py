@@ -44,7 +44,7 @@ class FusionModule(pl.LightningModule):
         """Load the pivot's weights; Lightning calls this more than once."""
         if self.is_loaded:
             return
-        self.model = load_causal_lm(self.pivot)
+        self.model = load_causal_lm(self.pivot, dtype="float32")
         if not has_plain_head(self.model):
             raise UserError(
                 f"pivot {self.pivot.name}: its logits are scaled or capped after the head, which the sparse objective "
