@@ -40,10 +40,13 @@ def merge(config: MergeConfig, job: Job, inputs: "MergeInputs", record: "RunReco
     """The stage itself; the heavy libraries are loaded here, so that `--help` and skipped jobs answer at once."""
     import shutil
 
+    import torch
+
     from fusion.merging import merge_folders
     from fusion.tracking.loggers import job_loggers, log_scores
     from fusion.tracking.sweep import compare_folder
 
+    torch.set_num_threads(config.threads)
     method, wanted, parameters = checked_request(config.merge, len(inputs.targets))
     print(f"{method} of {', '.join(target.name for target in inputs.targets)} on {inputs.base}")
     search = search_for_scale(config, inputs, method, parameters) if wanted == SEARCH else None

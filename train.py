@@ -36,6 +36,8 @@ def run(config: TrainConfig, job: Job) -> None:
 
 def train(config: TrainConfig, job: Job, record: "RunRecord") -> None:
     """The stage itself; the heavy libraries are loaded here, so that `--help` and skipped jobs answer at once."""
+    import torch
+
     from fusion.teaching.causal_lm import stored_dtype
     from fusion.tracking.loggers import job_loggers, log_scores
     from fusion.tracking.sweep import compare_folder
@@ -44,6 +46,7 @@ def train(config: TrainConfig, job: Job, record: "RunRecord") -> None:
     from fusion.training.fit import fit
     from fusion.world.resolve import with_world
 
+    torch.set_num_threads(config.threads)
     config, strong_skills = with_world(config)
     record.lap("world")
     data = FusionDataModule(config)

@@ -2,17 +2,18 @@
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from itertools import islice
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -28,11 +29,10 @@ class _Checker:
     entry: str
     loader: ConfigLoader
     groups: list[str]
-    search_path: list[str]
 
     def problems(self, overrides: Sequence[Override]) -> list[str]:
-        sweeps = any(override.is_sweep_override() for override in overrides)
-        if not sweeps and isinstance(self._compose([str(override.input_line) for override in overrides]), DictConfig):
+        plain = not any(one.is_sweep_override() or _adds(one) for one in overrides)
+        if plain and isinstance(self._compose([str(override.input_line) for override in overrides]), DictConfig):
             return []
         problems: list[str] = []
         groups = [override for override in overrides if self._is_group(override)]
@@ -44,10 +44,14 @@ class _Checker:
                 valid.append(next(_single(override)))
         base = self._compose(valid)
         if isinstance(base, str):
+            alone = {choice: self._compose([choice]) for choice in valid}
+            problems += [f"{choice}: {found}" for choice, found in alone.items() if isinstance(found, str)]
+            base = self._compose([choice for choice, found in alone.items() if isinstance(found, DictConfig)])
+        if isinstance(base, str):
             return [*problems, base]
         for override in overrides:
             if override not in groups and not override.key_or_group.startswith("hydra"):
-                problems += self._key_problems(override, base, valid)
+                problems += self._key_problems(override, base)
         return problems
 
     def _is_group(self, override: Override) -> bool:
@@ -63,19 +67,21 @@ class _Checker:
             if name not in options and name not in ("null", "")
         ]
 
-    def _key_problems(self, override: Override, base: DictConfig, groups: list[str]) -> list[str]:
+    def _key_problems(self, override: Override, base: DictConfig) -> list[str]:
         key = override.key_or_group
-        adds = override.is_add() or override.is_force_add()
-        if not adds and OmegaConf.select(base, key, default=_MISSING, throw_on_missing=False) is _MISSING:
+        if _is_unknown(key, base, _adds(override)):
             known = [*_keys(base), *self.groups]
             return [f"{override.input_line}: there is no setting `{key}`;{_nearest(key, known)} see --help"]
-        tried = (self._compose([*groups, single]) for single in islice(_single(override), CHECKED_CHOICES))
-        return [f"{override.input_line}: {problem}" for problem in tried if isinstance(problem, str)]
+        if override.is_delete():
+            composed = self._compose([str(override.input_line)])
+            return [f"{override.input_line}: {composed}"] if isinstance(composed, str) else []
+        tried = (_set(base, choice) for choice in islice(_single(override), CHECKED_CHOICES))
+        return [f"{override.input_line}: {problem}" for problem in tried if problem]
 
     def _compose(self, overrides: list[str]) -> DictConfig | str:
         """The composed config, or what is wrong with it in one sentence."""
         try:
-            return compose(self.entry, overrides=[*self.search_path, *overrides])
+            return compose(self.entry, overrides=overrides)
         except (HydraException, OmegaConfBaseException) as error:
             return _explain(error)
 
@@ -87,18 +93,59 @@ def command_line_problems(entry: str, arguments: Sequence[str]) -> list[str]:
     """What is wrong with `arguments` for the entry `train` or `merge`; empty when they compose."""
     options, unknown = get_args_parser().parse_known_args(list(arguments))
     problems = [f"{word}: unknown option; see --help" for word in unknown if word.startswith("-")]
-    parser = OverridesParser.create()
-    overrides = []
-    for text in options.overrides:
-        try:
-            overrides.append(parser.parse_override(text))
-        except HydraException as error:
-            problems.append(f"{text}: not KEY=VALUE ({str(error).splitlines()[0]})")
-    search_path = [f"hydra.searchpath=[file://{options.config_dir}]"] if options.config_dir else []
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        loader.load_configuration(entry, search_path, RunMode.RUN)  # makes the search path known to the loader
-        return [*problems, *_Checker(entry, loader, loader.list_groups(""), search_path).problems(overrides)]
+        parser = OverridesParser.create()
+        overrides = []
+        for text in options.overrides:
+            try:
+                overrides.append(parser.parse_override(text))
+            except HydraException as error:
+                problems.append(
+                    f"{text}: not KEY=VALUE ({str(error).splitlines()[0]}); "
+                    "a list element with = or other signs needs quotes: targets=[\\'a=1\\',\\'a=2\\']"
+                )
+        _search_also(loader, options.config_dir, overrides)
+        return [*problems, *_Checker(entry, loader, loader.list_groups("")).problems(overrides)]
+
+
+def _search_also(loader: ConfigLoader, folder: str | None, overrides: Sequence[Override]) -> None:
+    """Make the user's own config folders known to the loader, and the loader to overrides that look for files."""
+    assert isinstance(loader, ConfigLoaderImpl)
+    paths = [f"file://{Path(folder).absolute()}"] if folder else []
+    for override in overrides:
+        override.config_loader = loader
+        value = override.value()
+        if override.key_or_group == "hydra.searchpath" and isinstance(value, list):
+            paths += map(str, value)
+    for path in paths:
+        loader.config_search_path.prepend("command line", path, anchor="schema")
+    loader.repository.initialize_sources(loader.config_search_path)
+
+
+def _adds(override: Override) -> bool:
+    return override.is_add() or override.is_force_add()
+
+
+def _is_unknown(key: str, base: DictConfig, adds: bool) -> bool:
+    """Whether there is no setting `key` to change, or, for +KEY=VALUE, no table of free keys to add it to."""
+    if not adds:
+        return OmegaConf.select(base, key, default=_MISSING, throw_on_missing=False) is _MISSING
+    table, _, name = key.rpartition(".")
+    parent = OmegaConf.select(base, table) if table else base
+    if parent is None:
+        return _is_unknown(table, base, adds)
+    return isinstance(parent, DictConfig) and is_dataclass(OmegaConf.get_type(parent)) and name not in parent
+
+
+def _set(base: DictConfig, choice: str) -> str | None:
+    """What is wrong with KEY=VALUE, tried on `base` itself: a hundred times faster than composing anew."""
+    override = OverridesParser.create().parse_override(choice)
+    try:
+        OmegaConf.update(base, override.key_or_group, override.value(), merge=True, force_add=_adds(override))
+    except OmegaConfBaseException as error:
+        return _explain(error)
+    return None
 
 
 def _single(override: Override) -> Iterator[str]:

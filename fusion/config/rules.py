@@ -24,6 +24,7 @@ SHARES = (
 )
 AT_LEAST: dict[str, float] = {
     "data.max_length": 2,
+    "data.limit": 1,
     "teacher.top_k": 1,
     "teacher.batch_tokens": 1,
     "teacher.shard_dialogues": 1,
@@ -38,6 +39,7 @@ AT_LEAST: dict[str, float] = {
     "parallel.num_nodes": 1,
     "evaluation.batch_tokens": 1,
     "seed": 0,
+    "threads": 1,
 }
 ABOVE_ZERO = ("optim.lr", "teacher.temperature")
 
@@ -87,5 +89,7 @@ def _combinations(settings: TrainConfig) -> Iterator[str]:
         model = getattr(settings, group)
         if not model.path and not getattr(model, "members", None):
             yield f"{group}.path is empty; give a model folder or a hub id, for instance {group}.path=/models/a"
+    if settings.source.name == settings.pivot.name:
+        yield f"source.name={settings.source.name} is the pivot's name too; give them different names"
     if not settings.data.path:
         yield "data.path is empty; give a JSONL or Parquet file, a dataset folder or a hub id"

@@ -188,6 +188,8 @@ class TrainConfig:
     """Decides everything drawn: the built-in world, the order of dialogues, dropout."""
     template: str = "shared"
     """shared: every model reads the pivot's rendering (paper); native: each model reads its own chat template."""
+    threads: int = 1
+    """CPU threads of matrix products; a setting, not the machine's choice, because sums may differ in the last bit."""
     skip_finished: bool = True
     """Do not run a job again whose folder holds a finished result of the same settings."""
     tags: list[str] = field(default_factory=list)
@@ -228,6 +230,8 @@ class MergeConfig:
     """The pivot that the targets started from; read from their lineage when left out."""
     sft: str | None = None
     """An SFT-only run to show beside the targets; the matching one of `paths.runs` when left out."""
+    threads: int = 1
+    """CPU threads of matrix products; a setting, not the machine's choice, because sums may differ in the last bit."""
     skip_finished: bool = True
     """Do not run a job again whose folder holds a finished result of the same settings."""
     tags: list[str] = field(default_factory=list)

@@ -61,4 +61,5 @@ def write_jsonl(path: Path, dialogues: Iterable[Dialogue]) -> None:
 
 def read_jsonl(path: Path) -> list[Dialogue]:
     """Read a file that `write_jsonl` wrote (the user's own files go through `load`, which validates)."""
-    return [Dialogue.from_json(json.loads(line)) for line in path.read_text("utf-8").splitlines() if line]
+    lines = path.read_text("utf-8").split("\n")  # not splitlines(): JSON leaves U+2028 and U+0085 as they are
+    return [Dialogue.from_json(json.loads(line)) for line in lines if line]

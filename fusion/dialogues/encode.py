@@ -63,8 +63,10 @@ class Encoder:
         text_ends = self._bytes.text_ends(ids, rendering.text.encode("utf-8"))
         exact = text_ends is not None
         if text_ends is None:
-            text_ends = byte_of_char[np.asarray(batch["offset_mapping"], dtype=np.int64).reshape(-1, 2)[:, 1]]
-        supervised, ends = _supervise(ids, text_ends, rendering, byte_of_char, self.own.end_of_turn_id)
+            starts, text_ends = byte_of_char[np.asarray(batch["offset_mapping"], dtype=np.int64).reshape(-1, 2).T]
+        else:
+            starts = np.concatenate(([0], text_ends[:-1]))
+        supervised, ends = _supervise(ids, starts, text_ends, rendering, byte_of_char, self.own.end_of_turn_id)
         ids, supervised, ends = (array[: self.max_length] for array in (ids, supervised, ends))
         num_bytes = int(np.diff(ends)[supervised[1:]].clip(min=0).sum())
         if not exact:
@@ -103,10 +105,14 @@ class Encoder:
 
 
 def _supervise(
-    ids_N: np.ndarray, text_ends_N: np.ndarray, rendering: Rendering, byte_of_char: np.ndarray, end_of_turn_id: int
+    ids_N: np.ndarray,
+    starts_N: np.ndarray,
+    text_ends_N: np.ndarray,
+    rendering: Rendering,
+    byte_of_char: np.ndarray,
+    end_of_turn_id: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mark supervised tokens; translate ends in the rendered text into ends in the assistant-content coordinate."""
-    starts_N = np.concatenate(([0], text_ends_N[:-1]))
     supervised = np.zeros(len(ids_N), dtype=bool)
     ends = np.zeros(len(ids_N), dtype=np.int64)
     for turn in rendering.turns:

@@ -2,16 +2,21 @@
 
 import hashlib
 import json
+import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import cast
 
 from fusion.config import UserError
 from fusion.config.schema import DataConfig
 from fusion.dialogues.dialogue import ROLES, Dialogue, Message
 
 SHOWN_PROBLEMS = 20
-FILE_LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+JSON_LINES = (".jsonl", ".json")
+FILE_KINDS = (*JSON_LINES, ".parquet")
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def load_dialogues(path: str, split: str = "train", limit: int | None = None) -> list[Dialogue]:
@@ -22,16 +27,15 @@ def load_dialogues(path: str, split: str = "train", limit: int | None = None) ->
     Raises:
         UserError: the file is missing, empty or malformed, or rows are not dialogues; all bad rows in one message.
     """
-    rows = _read_rows(path, split, limit)
     dialogues: list[Dialogue] = []
     problems: list[str] = []
-    for number, row in enumerate(rows, start=1):
-        found = _row_problems(row)
+    for number, row in islice(_numbered_rows(path, split), limit):
+        found = [row] if isinstance(row, str) else _row_problems(row)
         problems += [f"{path}, row {number}: {problem}" for problem in found]
         if not found:
-            dialogues.append(_normalised(row))
+            dialogues.append(_normalised(cast(Mapping[str, object], row)))
     if not dialogues and not problems:
-        problems = [f"{path}: the file holds no dialogues"]
+        problems = [f"{path}: the file holds no dialogues; it needs one per line or row"]
     if len(problems) > SHOWN_PROBLEMS:
         hidden = len(problems) - SHOWN_PROBLEMS
         problems = [*problems[:SHOWN_PROBLEMS], f"{path}: and {hidden} more rows with problems"]
@@ -54,52 +58,48 @@ def _draw(dialogue: Dialogue) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _read_rows(path: str, split: str, limit: int | None) -> Iterable[Mapping[str, object]]:
+def _numbered_rows(path: str, split: str) -> Iterator[tuple[int, Mapping[str, object] | str]]:
+    """Rows with their numbers (lines of a JSONL file); a text instead of a row says what is wrong with it."""
+    local = Path(path)
+    if local.suffix in FILE_KINDS and not local.is_file():
+        raise UserError(f"{path}: no such file; data.path takes a JSONL or Parquet file, a dataset folder or a hub id")
+    if local.suffix in JSON_LINES:
+        return _json_rows(local)
+    return enumerate(_dataset_rows(path, split), start=1)
+
+
+def _dataset_rows(path: str, split: str) -> Iterable[Mapping[str, object]]:
     import datasets
 
     datasets.disable_progress_bars()
     local = Path(path)
-    loader = FILE_LOADERS.get(local.suffix)
-    if loader and not local.is_file():
-        raise UserError(f"{path}: no such file; data.path takes a JSONL or Parquet file, a dataset folder or a hub id")
-    if loader == "json":
-        _check_json(local)
     try:
-        if loader:
-            dataset = datasets.load_dataset(loader, data_files=str(local), split="train")
-        elif (local / "state.json").is_file():
-            dataset = datasets.load_from_disk(str(local))
-        else:
-            dataset = datasets.load_dataset(path, split=split)
+        if local.suffix in FILE_KINDS:
+            return datasets.load_dataset("parquet", data_files=str(local), split="train")
+        if (local / "state.json").is_file():
+            return datasets.load_from_disk(str(local))
+        return datasets.load_dataset(path, split=split)
     except Exception as error:  # the builders raise many kinds; each is the user's input
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: the dialogues cannot be read: {reason}") from error
-    return dataset.select(range(min(limit, len(dataset)))) if limit is not None else dataset
 
 
-def _check_json(path: Path) -> None:
-    """Name the malformed lines of a JSONL file; the builder's own message does not."""
-    problems = []
-    with path.open(encoding="utf-8", errors="strict") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                problems += _line_problems(path, number, line)
-        except UnicodeDecodeError as error:
-            problems.append(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8")
-    if path.stat().st_size == 0:
-        problems.append(f"{path}: the file is empty; it needs one dialogue per line")
-    if problems:
-        raise UserError(problems[:SHOWN_PROBLEMS])
+def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, object] | str]]:
+    """Read here, not by the builder of `datasets`: that takes texts for dates and fails on keys that come late."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, _parsed(line)
 
 
-def _line_problems(path: Path, number: int, line: str) -> list[str]:
-    if not line.strip():
-        return []
+def _parsed(line: bytes) -> Mapping[str, object] | str:
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 text ({error.reason} at byte {error.start}); save the file as UTF-8"
     except json.JSONDecodeError as error:
-        return [f"{path}, row {number}: not JSON ({error.msg}, column {error.colno}); write one object per line"]
-    return [] if isinstance(value, dict) else [f"{path}, row {number}: a row must be an object with `messages`"]
+        return f"not JSON ({error.msg}, column {error.colno}); write one object per line"
+    return value if isinstance(value, dict) else "a row must be an object with `messages`"
 
 
 def _row_problems(row: Mapping[str, object]) -> list[str]:
@@ -113,6 +113,8 @@ def _row_problems(row: Mapping[str, object]) -> list[str]:
             problems.append(f"message {number} has the unknown role {role!r}; roles are {', '.join(ROLES)}")
         if not isinstance(content, str):
             problems.append(f"message {number} has no text in `content`")
+        elif HALF_CHARACTER.search(content):
+            problems.append(f"message {number} has half a surrogate pair, which no UTF-8 text can hold")
         elif role == "assistant" and not content.strip():
             problems.append(f"message {number} is an empty assistant turn")
     if not problems and not any(message["role"] == "assistant" for message in messages):

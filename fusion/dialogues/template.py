@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from fusion.config import UserError
@@ -85,7 +84,10 @@ def chat_format(tokenizer: PreTrainedTokenizerFast, where: str, end_of_turn: str
         if token_id is None:
             raise UserError(f"{where}: end_of_turn={end_of_turn!r} is not a token of this tokeniser; {remedy}")
         return ChatFormat(tokenizer, token_id, end_of_turn)
-    token_id = _probe_end_of_turn(tokenizer) if tokenizer.chat_template else tokenizer.eos_token_id
+    try:
+        token_id = _probe_end_of_turn(tokenizer) if tokenizer.chat_template else tokenizer.eos_token_id
+    except (UnrenderableDialogue, ValueError) as error:
+        raise UserError(f"{where}: its chat template cannot render a question with an answer ({error})") from error
     if token_id is None:
         raise UserError(
             f"{where}: this tokeniser ends no assistant turn: its chat template writes no special token after the "
@@ -114,7 +116,7 @@ def _probe_end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
 def _apply(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], prompt: bool = False) -> str:
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-    except (TemplateError, ValueError, KeyError) as error:
+    except Exception as error:  # a template is someone's program and may raise anything
         raise UnrenderableDialogue(f"the chat template refuses it: {error}") from error
 
 
@@ -124,10 +126,11 @@ def _prompt_length(tokenizer: PreTrainedTokenizerFast, before: list[dict[str, st
     marked = [*before, {"role": "assistant", "content": MARKER}]
     for messages, prompt in ((marked, False), (before, True), (before, False)):
         try:
-            prefix = _apply(tokenizer, messages, prompt).partition(MARKER)[0]
+            rendered = _apply(tokenizer, messages, prompt)
         except UnrenderableDialogue:
             continue
-        if text.startswith(prefix):
+        prefix = rendered.rpartition(MARKER)[0] if messages is marked else rendered
+        if prefix and text.startswith(prefix):
             return len(prefix)
     return 0
 

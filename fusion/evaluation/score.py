@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from fusion.cache import cached_folder, code_version, fingerprint, write_json
@@ -128,6 +129,7 @@ def score_folder(
         "heldout": fingerprint({"heldout": [dialogue.to_json() for dialogue in heldout]}),
         "max_length": reader.encoder.max_length,
         "batch_tokens": batch_tokens,
+        "threads": torch.get_num_threads(),
         "code": code_version(*MODEL_CODE),
     }
 

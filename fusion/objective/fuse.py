@@ -46,8 +46,10 @@ def fusion_function(name: str) -> FusionFunction:
     module, _, function = name.rpartition(".")
     try:
         found = getattr(import_module(module or f"fusion.objective.fusion_functions.{name}"), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"fusion.name={name}: there is no such fusion function ({error})") from error
+    if not callable(found):
+        raise UserError(f"fusion.name={name}: this is no function, but of type {type(found).__name__}")
     return found
 
 
@@ -65,7 +67,7 @@ def fuse(votes_M: Sequence[Vote], references_R: np.ndarray, function: FusionFunc
     Where no model with a share has a row, `fallback` decides: gold is one-hot on the reference token (as the authors
     do), pivot is the pivot's own row, skip leaves the row empty.
     """
-    shares_M = function(np.asarray([vote.ce for vote in votes_M], dtype=np.float64))
+    shares_M = _shares(function, np.asarray([vote.ce for vote in votes_M], dtype=np.float64))
     chosen = [(share, vote.rows) for share, vote in zip(shares_M, votes_M, strict=True) if share > 0]
     num_rows = len(references_R)
     spoken_R = np.zeros(num_rows, dtype=bool)
@@ -82,6 +84,16 @@ def fuse(votes_M: Sequence[Vote], references_R: np.ndarray, function: FusionFunc
     row_E, ids_E, weights_E = (np.concatenate(column) for column in zip(*parts, strict=True))
     fused = gather_entries(row_E, ids_E, weights_E, num_rows)
     return FusedDialogue(fused, votes_M[int(np.argmax(shares_M))].name, len(silent_R))
+
+
+def _shares(function: FusionFunction, ce_M: np.ndarray) -> np.ndarray:
+    shares_M = np.asarray(function(ce_M), dtype=np.float64)
+    if shares_M.shape != ce_M.shape or not (shares_M >= 0).all() or not np.isclose(shares_M.sum(), 1):
+        raise UserError(
+            f"fusion.name: for the cross-entropies {ce_M.tolist()} the fusion function gave {shares_M.tolist()}; "
+            "it has to give one share per model, none negative, with the sum 1"
+        )
+    return shares_M
 
 
 def is_kept(content_hash: str, share: float) -> bool:

@@ -6,10 +6,12 @@ Array legend: D dialogues of a shard, R supervised rows, K candidates.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
@@ -43,7 +45,7 @@ class DistributionStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._where: dict[str, tuple[str, int]] = {}
-        self._load = lru_cache(maxsize=8)(self._load_shard)
+        self._shard = cache(self._open_shard)
 
     @classmethod
     def open(cls, folder: Path) -> "DistributionStore":
@@ -114,17 +116,19 @@ class DistributionStore:
 
     def __getitem__(self, content_hash: str) -> TeacherRows:
         file, position = self._where[content_hash]
-        arrays = self._load(file)
-        rows = slice(int(arrays["indptr"][position]), int(arrays["indptr"][position + 1]))
+        shard, indptr = self._shard(file)
+        rows = slice(int(indptr[position]), int(indptr[position + 1]))
         return TeacherRows(
-            ids_RK=arrays["ids"][rows],
-            logprobs_RK=arrays["logprobs"][rows].astype(np.float32),
-            tail_R=arrays["tail"][rows],
-            nll_R=arrays["nll"][rows],
+            ids_RK=shard.get_slice("ids")[rows],
+            logprobs_RK=shard.get_slice("logprobs")[rows].astype(np.float32),
+            tail_R=shard.get_slice("tail")[rows],
+            nll_R=shard.get_slice("nll")[rows],
         )
 
-    def _load_shard(self, file: str) -> dict[str, np.ndarray]:
-        return load_arrays((self.folder / file).read_bytes())
+    def _open_shard(self, file: str) -> tuple[Any, np.ndarray]:
+        """A shard opened for slices: dialogues are asked for in any order, so whole shards would be read in vain."""
+        shard = safe_open(self.folder / file, framework="numpy")
+        return shard, shard.get_tensor("indptr")
 
     def _index(self) -> dict:
         return json.loads((self.folder / INDEX).read_text("utf-8"))

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from fusion.cache import cached_folder, code_version
 from fusion.config import UserError
 from fusion.config.schema import ModelConfig, TeacherConfig
@@ -31,11 +33,13 @@ def teach(
     order = sorted(encoded, key=lambda content_hash: (len(encoded[content_hash].ids_N), content_hash))
     key = {
         "model": model_hash,
+        "vocab_size": vocab_size,
         "dtype": model.dtype,
         "top_k": settings.top_k,
         "temperature": settings.temperature,
         "batch_tokens": settings.batch_tokens,
         "shard_dialogues": settings.shard_dialogues,
+        "threads": torch.get_num_threads(),
         "dialogues": corpus_hash(encoded),
         "code": code_version("fusion.teaching"),
     }

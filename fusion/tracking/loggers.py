@@ -67,7 +67,7 @@ def _close(loggers: Sequence[Logger], settings: LoggerConfig) -> None:
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
             folder = Path(logger.experiment.dir).parent
-            logger.experiment.finish(quiet=True)
+            logger.experiment.finish()
             if settings.offline:
                 print(f"W&B recorded offline; upload with: wandb sync {folder}")
 

@@ -100,13 +100,15 @@ def is_finished(folder: Path, fingerprint: str) -> bool:
 def read_result(folder: Path) -> dict[str, Any]:
     """The job's `result.json`; empty when there is none, or when a kill left none that can be read."""
     try:
-        return json.loads((folder / RESULT).read_text("utf-8"))
+        result = json.loads((folder / RESULT).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
+    return result if isinstance(result, dict) else {}
 
 
 def _plain(value: Mapping[str, object]) -> dict[str, object]:
-    return json.loads(canonical_json(value))
+    """Plain values; NaN and infinities, which JSON does not have, become null."""
+    return json.loads(canonical_json(value), parse_constant=lambda _: None)
 
 
 def _git_commit() -> str | None:

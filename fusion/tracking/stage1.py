@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusion.config import UserError
+from fusion.config import UserError, raise_problems
 from fusion.tracking.record import RESULT, read_result
 
 MODEL = "model"
@@ -65,19 +65,37 @@ def matching_sft(runs: Sequence[TargetRun], target: TargetRun) -> TargetRun | No
 
 
 def named_runs(folders: Sequence[str]) -> list[TargetRun | Path]:
-    """Run folders as runs, model folders as paths; all that are neither in one UserError."""
+    """Runs of train.py, or bare model folders, in the order given; a folder above runs stands for all its targets.
+
+    Raises:
+        UserError: names every folder that is neither.
+    """
     found: list[TargetRun | Path] = []
-    problems = []
+    problems: list[str] = []
     for place, folder in enumerate(Path(folder).resolve() for folder in folders):
         result = read_result(folder)
-        if result.get("stage") == "train" and (folder / MODEL).is_dir():
-            found.append(TargetRun(folder, result))
+        if result.get("stage") == "train":
+            problem = _run_problem(folder, result)
+            found += [] if problem else [TargetRun(folder, result)]
+            problems += [f"targets[{place}]={folder}: {problem}"] if problem else []
         elif (folder / "config.json").is_file():
             found.append(folder)
+        elif below := sorted((run for run in finished_runs(folder) if not run.is_sft), key=_folder_name):
+            found += below
         else:
             problems.append(
-                f"targets[{place}]={folder}: neither a run of train.py nor a model folder (no config.json)"
+                f"targets[{place}]={folder}: neither a run of train.py, nor a folder above runs, nor a model folder "
+                "(no config.json)"
             )
-    if problems:
-        raise UserError(problems)
+    raise_problems(problems)
     return found
+
+
+def _folder_name(run: TargetRun) -> str:
+    return str(run.folder)
+
+
+def _run_problem(folder: Path, result: Mapping[str, Any]) -> str:
+    if result.get("status") != "finished":
+        return f"this run of train.py is {result.get('status')}, not finished"
+    return "" if (folder / MODEL).is_dir() else f"this run has no folder {MODEL}"

@@ -95,9 +95,11 @@ class FusionDataModule(pl.LightningDataModule):
     @property
     def accumulation(self) -> int:
         """Micro-batches per device and optimiser step."""
+        assert self.prepared is not None, "setup() comes first"
         trainer = self.config.trainer
-        per_pass = (trainer.micro_batch_size or trainer.batch_size) * self.world_size
-        return -(-trainer.batch_size // per_pass)
+        batch_size = min(trainer.batch_size, len(self.prepared.fused))
+        per_pass = (trainer.micro_batch_size or batch_size) * self.world_size
+        return max(1, -(-batch_size // per_pass))
 
     @property
     def plan(self) -> BatchPlan:

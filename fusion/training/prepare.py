@@ -25,6 +25,8 @@ from fusion.teaching.teach import teach
 
 log = logging.getLogger(__name__)
 
+CODE = ("fusion.training.prepare", "fusion.objective", "fusion.teaching.sparse_rows", "fusion.dialogues.encode")
+"""What fused stores are made by, besides the function of `fusion.name`, which may be the user's own."""
 REFERENCES = "references"
 """Winner of every dialogue when nothing is fused (objective=sft)."""
 
@@ -60,6 +62,7 @@ def prepare(config: TrainConfig) -> Prepared:
     Raises:
         UserError: dialogues, models or settings cannot be used; nothing is half-written.
     """
+    fusion_function(config.fusion.name)  # a wrong name is told before the teachers start
     train, heldout = load_splits(config.data)
     needs_teachers = config.objective.name == "fusion" or config.fusion.keep_pivot_won < 1
     models = [config.pivot, *(sources(config) if needs_teachers else [])]
@@ -136,6 +139,7 @@ def _fused_store(
     train: Sequence[Dialogue],
 ) -> FusedStore:
     examples = [dialogue.content_hash for dialogue in train]
+    function = fusion_function(config.fusion.name)
     key = {
         "teachers": [store.folder.name for store in stores],
         "alignments": [rows.folder.name for rows in aligned],
@@ -144,11 +148,10 @@ def _fused_store(
         "order": fingerprint({"examples": examples}),
         "fusion": config.fusion,
         "fallback": config.alignment.fallback,
-        "code": code_version("fusion.objective"),
+        "code": code_version(*CODE, function.__module__),
     }
 
     def build(folder: Path) -> None:
-        function = fusion_function(config.fusion.name)
         fused: dict[str, FusedDialogue] = {}
         for name in sorted(set(examples)):
             ce_M = scores[name]
@@ -186,7 +189,7 @@ def _references_only(config: TrainConfig, encoded: Mapping[str, Encoded], train:
     key = {
         "examples": corpus_hash({name: encoded[name] for name in set(examples)}),
         "order": fingerprint({"examples": examples}),
-        "code": code_version("fusion.objective"),
+        "code": code_version(*CODE),
     }
 
     def build(folder: Path) -> None:

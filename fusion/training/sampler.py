@@ -22,12 +22,9 @@ class BatchPlan:
 
     lengths: tuple[int, ...]
     batch_size: int
+    steps_per_epoch: int
     epochs: int
     seed: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -47,21 +44,25 @@ class BatchPlan:
 def make_plan(lengths: np.ndarray, batch_size: int, epochs: int, seed: int, parts: int) -> BatchPlan:
     """Plan batches; `parts` is the number of micro-batches that every step is cut into, over all devices.
 
+    The steps of an epoch differ by at most one dialogue. They have at most `batch_size` dialogues, unless some would
+    then have fewer than `parts`: an epoch has one step less in that case.
+
     Raises:
-        UserError: there are no dialogues, or fewer in a step than parts, so that some device would idle.
+        UserError: there are no dialogues, or fewer than parts, so that some device would idle.
     """
     if not len(lengths):
         raise UserError(
             "no dialogue is left to train on; see `keep_pivot_won`, `max_length` and the report of the data"
         )
-    plan = BatchPlan(tuple(map(int, lengths)), min(batch_size, len(lengths)), epochs, seed)
-    smallest = len(lengths) // plan.steps_per_epoch
-    if smallest < parts:
+    steps = -(-len(lengths) // batch_size)
+    if len(lengths) // steps < parts:
+        steps = max(1, len(lengths) // batch_size)
+    if len(lengths) // steps < parts:
         raise UserError(
-            f"a step has {smallest} dialogues but is cut into {parts} micro-batches; "
-            "raise trainer.batch_size, or lower parallel.devices"
+            f"a step has {min(batch_size, len(lengths))} dialogues but is cut into {parts} micro-batches; "
+            "raise trainer.micro_batch_size, or lower trainer.batch_size or parallel.devices"
         )
-    return plan
+    return BatchPlan(tuple(map(int, lengths)), min(batch_size, len(lengths)), steps, epochs, seed)
 
 
 @lru_cache(maxsize=2)

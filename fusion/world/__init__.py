@@ -1,4 +1,4 @@
-"""The built-in tiny world: a pivot, its sources and their dialogues, made on the spot from a seed, offline on a CPU."""
+"""The built-in tiny world: a pivot, its sources and their dialogues, made on the spot, offline, on a CPU."""
 
 from fusion.world.world import World, ensure_world
 

@@ -2,8 +2,8 @@
 
 The pivot's template is plain text but for its end-of-turn token, because in the paper's setting every source reads the
 pivot's rendering with its own vocabulary: role tokens of the pivot would be unknown words to it. In all templates a
-space stands before the content, so that the first word of a message is the same piece (`▁The`, `ĠThe`) as the same word
-further on. Without it a byte-level model says `Ġ` and then `The`, and teaches the pivot to stop at the bare marker.
+space stands before the content, so that the first word of a message is the same piece (`▁The`, `ĠThe`) as the same
+word further on. Without it a byte-level model says `Ġ` and then `The`, and teaches the pivot to say the bare marker.
 """
 
 import json

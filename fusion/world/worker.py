@@ -12,6 +12,7 @@ from random import Random
 
 import torch
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from fusion.cache import fsync_tree
 from fusion.config.world import PIVOT, WorldConfig
@@ -42,7 +43,7 @@ def build_model(name: str, config: WorldConfig, folder: Path, on_step: Callable[
 
 
 def encode_corpus(name: str, config: WorldConfig, tokenizer: PreTrainedTokenizerFast) -> list[Encoded]:
-    """The training text of `name` as tokens: a source reads part of it in the pivot's template, the rest in its own."""
+    """The training text of `name`; a source reads part of it in the pivot's template and the rest in its own."""
     own = chat_format(tokenizer, name)
     native = cache(Encoder(own).encode)
     if name == PIVOT:
@@ -58,6 +59,7 @@ def encode_corpus(name: str, config: WorldConfig, tokenizer: PreTrainedTokenizer
 def main(folder: Path, names: Sequence[str]) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    disable_progress_bar()
     config = read_config(folder)
     (folder / "models").mkdir(exist_ok=True)
     for name in names:
@@ -72,7 +74,8 @@ def main(folder: Path, names: Sequence[str]) -> None:
 
 def _die_with_parent() -> None:
     """The standard input ends when the parent is gone, even if it was killed."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1):
+        pass
     os._exit(1)
 
 

@@ -52,13 +52,13 @@ def ensure_world(config: WorldConfig, cache_root: Path, workers: int | None = No
 
     A build that was killed goes on where it stopped: models that were finished stay. Every model is trained on one
     thread, `workers` of them at a time (as many as there are cores, at most 2, when left out), so neither changes the
-    result. Bits may still differ between kinds of CPU and versions of PyTorch, whose matrix products round differently.
+    result. Kinds of CPU and versions of PyTorch round matrix products differently, so they may still change bits.
 
     Raises:
         UserError: `config` cannot be built; lists every reason.
     """
     raise_problems(check_world(config))
-    key = {"config": config, "code": code_version("fusion.world")}
+    key = {"config": config, "code": code_version("fusion.world", "fusion.dialogues")}
     num_workers = workers or min(MAX_WORKERS, os.cpu_count() or 1)
     return World.open(cached_folder(cache_root, STAGE, key, lambda folder: _build(config, folder, num_workers)))
 

@@ -1,5 +1,6 @@
 """The main job once, on the smoke world, through the real commands; the tests look at what it left."""
 
+import json
 import os
 import subprocess
 import sys
@@ -51,6 +52,8 @@ def workplace(tmp_path_factory):
 def targets(workplace):
     """Folder of the sweep over the three sources."""
     workplace.run("train", "-m", "world=smoke", "source=tiny_a,tiny_b,tiny_c", "hydra.sweep.dir=runs/targets")
+    stages = {stage.name: len(list(stage.glob("[!.]*"))) for stage in workplace.cache.iterdir()}
+    (workplace.root / "stages_of_the_sweep.json").write_text(json.dumps(stages))
     return workplace.runs / "targets"
 
 

@@ -34,7 +34,7 @@ GOOD = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assi
 
 
 def test_empty_dialogue_file(workplace, user_folder):
-    assert "mine.jsonl: the file is empty" in train(workplace, user_folder, "")
+    assert "mine.jsonl: the file holds no dialogues" in train(workplace, user_folder, "")
 
 
 def test_all_bad_rows_are_named_at_once(workplace, user_folder):
@@ -55,6 +55,7 @@ def test_tokeniser_without_end_of_turn(workplace, user_folder):
     path = user_folder / "source" / "tokenizer_config.json"
     config = json.loads(path.read_text())
     del config["eos_token"]
+    config.pop("chat_template", None)
     path.write_text(json.dumps(config))
     (user_folder / "source" / "chat_template.jinja").unlink(missing_ok=True)
     output = train(workplace, user_folder, GOOD)
@@ -67,7 +68,7 @@ def test_targets_of_another_architecture(workplace, targets):
     wrong = [targets / "source=tiny_a" / "model", world / "models" / "tiny_b"]
     output = workplace.run(
         "merge",
-        f"targets=[{','.join(map(str, wrong))}]",
+        "targets=[" + ",".join(f"'{path}'" for path in wrong) + "]",
         f"base={world / 'models' / 'pivot'}",
         "hydra.run.dir=bad/merge",
         code=2,

@@ -1,0 +1,60 @@
+"""Every command that README.md shows runs, on the smoke world and with few steps."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from fusion.dialogues.dialogue import read_jsonl, write_jsonl
+
+from .conftest import REPOSITORY
+
+SMALL = ("world=smoke", "trainer.max_steps=2")
+
+
+def shown_commands():
+    """Lines of README's shell blocks that call Python, without their comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.S)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line[:1] == ["python"]]
+
+
+COMMANDS = shown_commands()
+
+
+@pytest.fixture(scope="module")
+def substitutes(workplace, merges):
+    """What stands for the user's own models, dialogues and runs."""
+    (world,) = (workplace.cache / "world").glob("[!.]*")
+    mine = workplace.root / "my.jsonl"
+    write_jsonl(mine, read_jsonl(world / "dialogues" / "train.jsonl")[:40])
+    shutil.copytree(merges / "merge=sce", workplace.root / "runs" / "demo" / "merge=sce", dirs_exist_ok=True)
+    return {
+        "/models/a": str(world / "models" / "pivot"),
+        "/models/b": str(world / "models" / "tiny_a"),
+        "my.jsonl": str(mine),
+        "runs/train/NAME_1": str(workplace.runs / "targets" / "source=tiny_a"),
+        "runs/train/NAME_2": str(workplace.runs / "targets" / "source=tiny_b"),
+    }
+
+
+def test_readme_shows_both_entry_points():
+    assert {command[1] for command in COMMANDS} >= {"train.py", "merge.py", "-m"}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_command_runs(command, workplace, substitutes):
+    words = list(command[1:])
+    for placeholder, real in substitutes.items():
+        words = [word.replace(placeholder, real) for word in words]
+    if words[0] == "train.py":
+        small = SMALL if "data=jsonl" not in words else (*SMALL[1:], "trainer.batch_size=8")
+        words += [word for word in small if word.partition("=")[0] not in " ".join(words)]
+        words += ["paths.runs=readme_runs"]  # so that the targets that merge.py finds stay those of the fixture
+    if words[0].endswith(".py"):
+        words[0] = str(REPOSITORY / words[0])
+    done = subprocess.run([sys.executable, *words], cwd=workplace.root, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
