@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
+
+hypothesis_settings.register_profile("busy", deadline=None)  # other work on the machine is no bug
+hypothesis_settings.load_profile("busy")
 
 TEST_CACHE = Path(os.environ.get("FUSION_TEST_CACHE") or Path(__file__).parent / ".cache")
 
@@ -21,3 +25,22 @@ def smoke_world():
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         settings = to_settings(compose("train", overrides=["world=smoke"]), TrainConfig)
     return ensure_world(settings.world, TEST_CACHE)
+
+
+@pytest.fixture(scope="session")
+def tiny_pivot(tmp_path_factory):
+    """Settings of a random Llama with a SentencePiece-like tokeniser and OpenChat's template."""
+    from tiny_models import make_llama, make_tokenizer, save
+
+    tokenizer = make_tokenizer("metaspace", "openchat")
+    return save(tmp_path_factory.mktemp("pivot"), make_llama(len(tokenizer)), tokenizer, "pivot")
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory):
+    """Settings of a random Qwen2: tied weights, byte-level BPE, ChatML, more embedded rows than tokens."""
+    from tiny_models import make_qwen, make_tokenizer, save
+
+    tokenizer = make_tokenizer("byte_level", "chatml")
+    padded = -(-len(tokenizer) // 64) * 64 + 64
+    return save(tmp_path_factory.mktemp("source"), make_qwen(padded, seed=1), tokenizer, "source")

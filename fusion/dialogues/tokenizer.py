@@ -23,7 +23,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
         tokenizer = AutoTokenizer.from_pretrained(
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files make all kinds of them
         raise UserError(f"{where}: its tokeniser cannot be loaded: {_first_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{where}: only fast tokenisers (tokenizer.json) can be aligned; convert it with transformers")

@@ -4,8 +4,10 @@ Tensor legend: B dialogues, T tokens, H hidden size, V vocabulary, R rows.
 """
 
 import sys
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -25,16 +27,21 @@ def load_causal_lm(model: ModelConfig, dtype: str | None = None) -> PreTrainedMo
     if not sys.stderr.isatty():
         disable_progress_bar()
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             model.path,
             revision=model.revision,
             dtype=dtype or model.dtype,
             trust_remote_code=model.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{model.name} (path={model.path}): the model cannot be loaded: {reason[0]}") from error
+    loaded, details = found
+    if details["missing_keys"]:  # transformers would draw them at random
+        lacking = ", ".join(sorted(details["missing_keys"])[:3])
+        raise UserError(f"{model.name} (path={model.path}): the model cannot be loaded: its files lack {lacking}")
     return loaded.eval()
 
 
@@ -66,7 +73,8 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     logits = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits.float()
     ours = head(model)(final_hidden(model, ids_BT, mask_BT)).float()
     tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 5e-2
-    return bool(torch.allclose(logits, ours, rtol=tolerance, atol=tolerance * float(logits.abs().max())))
+    largest = float(logits.nan_to_num().abs().max())  # NaN weights are told of when rows are read
+    return bool(torch.allclose(logits, ours, rtol=tolerance, atol=tolerance * largest, equal_nan=True))
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
