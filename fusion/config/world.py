@@ -34,13 +34,13 @@ class TinyModelConfig:
     """Skills of which the model reads much clean text; empty for the pivot, which reads all skills alike."""
     steps: int = 400
     """Training steps."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 2.5e-3
     """Peak learning rate."""
 
 
 def _models() -> dict[str, TinyModelConfig]:
     return {
-        PIVOT: TinyModelConfig(steps=700),
+        PIVOT: TinyModelConfig(steps=800),
         "tiny_a": TinyModelConfig(
             architecture="qwen2",
             tokenizer="byte_level",

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 CPU_CHUNK, GPU_CHUNK = 1 << 22, 1 << 27
 """Logits of one chunk."""
@@ -108,8 +107,9 @@ class _SparseCrossEntropy(torch.autograd.Function):
         return loss, logprobs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # a graph of the gradient would take it for a constant
+            raise RuntimeError("sparse_cross_entropy is differentiable once; create_graph=True is not supported")
         hidden_grad, head_grad, bias_grad = ctx.saved_tensors
         scale = grads[0]
         return (

@@ -115,7 +115,8 @@ class FusionDataModule(pl.LightningDataModule):
     def tokens_trained(self, steps: int) -> int:
         """Tokens that `steps` optimiser steps read, over all devices, padding not counted."""
         assert self.prepared is not None
-        return sum(int(self.prepared.fused.lengths[self.plan.step(step)].sum()) for step in range(steps))
+        plan, lengths = self.plan, self.prepared.fused.lengths
+        return sum(int(lengths[plan.step(step)].sum()) for step in range(steps))
 
     def train_dataloader(self) -> DataLoader:
         assert self.prepared is not None
