@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def align_pair(
         "strategy": settings.name,
         "path": settings.path,
         "options": settings.options,
-        "code": code_version("fusion.alignment", "fusion.dialogues"),
+        "code": code_version("fusion.alignment", "fusion.dialogues", *_own_code(settings.name)),
     }
 
     def build(folder: Path) -> None:
@@ -62,6 +63,14 @@ def align_pair(
         write_json(folder / REPORT, tally.report())
 
     return AlignedStore(cached_folder(cache, "alignment", key, build))
+
+
+def _own_code(strategy: str) -> list[str]:
+    """The module of a strategy that is the user's own: its changes count as those of our code do."""
+    try:
+        return [strategy] if "." in strategy and find_spec(strategy) else []
+    except (ImportError, ValueError):  # told in the user's words when the strategy is built
+        return []
 
 
 @dataclass(frozen=True)

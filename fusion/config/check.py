@@ -92,12 +92,16 @@ _MISSING = object()
 def command_line_problems(entry: str, arguments: Sequence[str]) -> list[str]:
     """What is wrong with `arguments` for the entry `train` or `merge`; empty when they compose."""
     options, unknown = get_args_parser().parse_known_args(list(arguments))
-    problems = [f"{word}: unknown option; see --help" for word in unknown if word.startswith("-")]
+    flags = [word for word in unknown if word.startswith("-")]
+    split = [word for word in unknown if word not in flags]  # argparse reads one run of words, so Hydra does
+    problems = [f"{word}: unknown option; see --help" for word in flags]
+    if split and not flags:
+        problems = [f"{' '.join(split)}: put options like -m before or behind all KEY=VALUE words, not between them"]
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         parser = OverridesParser.create()
         overrides = []
-        for text in options.overrides:
+        for text in [*options.overrides, *split]:
             try:
                 overrides.append(parser.parse_override(text))
             except HydraException as error:
@@ -166,10 +170,12 @@ def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    tail = name.rpartition(".")[2]
+    near = [key for key in known if key.rpartition(".")[2] == tail and key.count(".") < 2]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     tails = {key.rpartition(".")[2]: key for key in reversed(known)}
-    near = near or [tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, n=1)]
-    return f" did you mean `{near[0]}`?" if near else ""
+    near = near or [tails[tail] for tail in difflib.get_close_matches(tail, tails, n=1)]
+    return f" did you mean {' or '.join(f'`{key}`' for key in near[:3])}?" if near else ""
 
 
 def _explain(error: Exception) -> str:

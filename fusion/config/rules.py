@@ -4,14 +4,19 @@ from collections.abc import Iterator
 
 from fusion.config.schema import MergeConfig, TrainConfig
 
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 CHOICES: dict[str, tuple[str, ...]] = {
     "template": ("shared", "native"),
+    "pivot.dtype": DTYPES,
+    "source.dtype": DTYPES,
     "alignment.path": ("bytes", "dtw"),
     "alignment.fallback": ("gold", "pivot", "skip"),
     "fusion.unit": ("byte", "token"),
     "objective.name": ("fusion", "sft"),
     "optim.schedule": ("cosine", "linear", "constant"),
+    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
     "parallel.name": ("single",),
+    "parallel.accelerator": ("auto", "cpu", "gpu"),
     "evaluation.name": ("skills", "none"),
     "logger.name": ("csv", "tensorboard", "wandb", "none"),
 }
@@ -83,6 +88,8 @@ def _combinations(settings: TrainConfig) -> Iterator[str]:
     devices = settings.parallel.devices * settings.parallel.num_nodes
     if settings.parallel.name == "single" and devices > 1:
         yield f"parallel=single trains on one device, not on {devices}; leave parallel.devices and num_nodes at 1"
+    if len(settings.optim.betas) != 2 or not all(0 <= beta < 1 for beta in settings.optim.betas):
+        yield f"optim.betas={list(settings.optim.betas)}: two numbers from 0 to below 1 are expected"
     if settings.trainer.max_steps < -1 or settings.trainer.max_steps == 0:
         yield f"trainer.max_steps={settings.trainer.max_steps}: a positive number is expected, or -1 for all epochs"
     for group in ("pivot", "source"):

@@ -28,6 +28,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SourceConfig(ModelConfig):
+    name: str = "tiny_a"
+    """Short name that tables, folders and logs use."""
     path: str = "world:tiny_a"
     """Local folder, hub id, or `world:NAME` for a model of the built-in world."""
     members: dict[str, Any] = field(default_factory=dict)

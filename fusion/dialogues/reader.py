@@ -14,6 +14,7 @@ from fusion.config.schema import ModelConfig
 from fusion.dialogues.dialogue import Dialogue
 from fusion.dialogues.encode import Encoded, Encoder
 from fusion.dialogues.template import ChatFormat, UnrenderableDialogue, chat_format, require_template
+from fusion.dialogues.token_bytes import token_bytes
 from fusion.dialogues.tokenizer import load_tokenizer
 
 
@@ -32,8 +33,8 @@ class Reader:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens of the tokeniser; a model's head may have more rows."""
-        return len(self.tokenizer)
+        """Ids of the tokeniser, unused ones in between included; a model's head may have more rows."""
+        return len(token_bytes(self.tokenizer))
 
     @property
     def identity(self) -> str:

@@ -87,5 +87,9 @@ def embedding_rows(model: PreTrainedModel) -> int:
 def on_device(model: PreTrainedModel, word: str = "auto") -> PreTrainedModel:
     """Move `model` to the device of that name; `auto` is the first accelerator, else the CPU."""
     device = word if word != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    torch.nn.Module.to(model, torch.device(device))
+    try:
+        torch.nn.Module.to(model, torch.device(device))
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch is built without that accelerator
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"teacher.device={word}: the model cannot be moved there: {reason}") from error
     return model

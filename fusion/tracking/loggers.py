@@ -28,8 +28,8 @@ def job_loggers(settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str
         yield loggers
     finally:
         _close(loggers, settings)
-        if environment is None:  # W&B leaves its offline mode behind for the next job of the process
-            os.environ.pop("WANDB_MODE", None)
+        os.environ.pop("WANDB_MODE", None)  # W&B leaves its offline mode behind for the next job of the process
+        os.environ.update({"WANDB_MODE": environment} if environment is not None else {})
 
 
 def _open(settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str]) -> list[Logger]:

@@ -40,6 +40,7 @@ class RunRecord:
     fingerprint: str
     timings: dict[str, float] = field(default_factory=dict)
     _clock: float = field(default_factory=time.perf_counter)
+    _is_finished: bool = False
 
     def __enter__(self) -> "RunRecord":
         write_text(self.job.folder / "config.yaml", self.job.config_yaml)
@@ -50,7 +51,7 @@ class RunRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        if error is not None and not self._is_finished:  # a page that fails later takes nothing back
             self._write({"status": "failed", "reason": f"{type(error).__name__}: {error}"})
 
     def lap(self, name: str) -> None:
@@ -62,6 +63,7 @@ class RunRecord:
     def finish(self, result: Mapping[str, object], lineage: Mapping[str, object]) -> None:
         write_json(self.job.folder / LINEAGE, _plain({**lineage, **self._origin()}))
         self._write({"status": "finished", "lineage": LINEAGE, **result})
+        self._is_finished = True
 
     def _write(self, result: Mapping[str, object]) -> None:
         common = {

@@ -49,6 +49,8 @@ class MicroBatches(Dataset):
         step, part = divmod(number, self.per_rank)
         chosen = self.plan.micro_batches(step, self.world, self.rank, self.per_rank)[part]
         step_rows = int(self.store.num_rows[self.plan.step(step)].sum())
+        if not len(chosen):
+            return idle(collate([self.store[int(self.plan.step(step)[0])]], step_rows))
         return collate([self.store[int(example)] for example in chosen], step_rows)
 
 
@@ -68,6 +70,11 @@ def collate(examples: list[FusedExample], step_rows: int) -> FusionBatch:
         torch.from_numpy(np.column_stack([np.ones(len(rows), np.float32), np.concatenate(weights)])),
         torch.tensor(step_rows),
     )
+
+
+def idle(batch: FusionBatch) -> FusionBatch:
+    """`batch` without any weight: every step has the same number of micro-batches, also when dialogues run short."""
+    return batch._replace(weights_RK=torch.zeros_like(batch.weights_RK))
 
 
 class FusionDataModule(pl.LightningDataModule):
@@ -104,8 +111,8 @@ class FusionDataModule(pl.LightningDataModule):
     @property
     def plan(self) -> BatchPlan:
         assert self.prepared is not None, "setup() comes first"
-        trainer, parts = self.config.trainer, self.world_size * self.accumulation
-        return make_plan(self.prepared.fused.lengths, trainer.batch_size, trainer.epochs, self.config.seed, parts)
+        trainer, lengths = self.config.trainer, self.prepared.fused.lengths
+        return make_plan(lengths, trainer.batch_size, trainer.epochs, self.config.seed, self.world_size)
 
     @property
     def total_steps(self) -> int:

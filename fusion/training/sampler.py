@@ -22,9 +22,12 @@ class BatchPlan:
 
     lengths: tuple[int, ...]
     batch_size: int
-    steps_per_epoch: int
     epochs: int
     seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -36,33 +39,31 @@ class BatchPlan:
         return _epoch_batches(self, epoch)[within]
 
     def micro_batches(self, step: int, world: int, rank: int, per_rank: int) -> Sequence[np.ndarray]:
-        """The share of `rank` in a step, in `per_rank` parts; over all ranks every example occurs once."""
-        parts = np.array_split(self.step(step), world * per_rank)
-        return parts[rank * per_rank : (rank + 1) * per_rank]
+        """The share of `rank` in a step, in `per_rank` parts; over all ranks every example occurs once.
+
+        Where a step has fewer examples than parts, first parts are empty, but never the last one of a rank.
+        """
+        parts = np.array_split(self.step(step), world * per_rank)[::-1]
+        return parts[rank::world]
 
 
-def make_plan(lengths: np.ndarray, batch_size: int, epochs: int, seed: int, parts: int) -> BatchPlan:
-    """Plan batches; `parts` is the number of micro-batches that every step is cut into, over all devices.
-
-    The steps of an epoch differ by at most one dialogue. They have at most `batch_size` dialogues, unless some would
-    then have fewer than `parts`: an epoch has one step less in that case.
+def make_plan(lengths: np.ndarray, batch_size: int, epochs: int, seed: int, world: int) -> BatchPlan:
+    """Plan batches for `world` devices: at most `batch_size` dialogues per step, and as many in all, give or take one.
 
     Raises:
-        UserError: there are no dialogues, or fewer than parts, so that some device would idle.
+        UserError: there are no dialogues, or fewer in a step than devices.
     """
     if not len(lengths):
         raise UserError(
             "no dialogue is left to train on; see `keep_pivot_won`, `max_length` and the report of the data"
         )
-    steps = -(-len(lengths) // batch_size)
-    if len(lengths) // steps < parts:
-        steps = max(1, len(lengths) // batch_size)
-    if len(lengths) // steps < parts:
+    plan = BatchPlan(tuple(map(int, lengths)), min(batch_size, len(lengths)), epochs, seed)
+    smallest = len(lengths) // plan.steps_per_epoch
+    if smallest < world:
         raise UserError(
-            f"a step has {min(batch_size, len(lengths))} dialogues but is cut into {parts} micro-batches; "
-            "raise trainer.micro_batch_size, or lower trainer.batch_size or parallel.devices"
+            f"a step has {smallest} dialogues for {world} devices; raise trainer.batch_size, or lower parallel.devices"
         )
-    return BatchPlan(tuple(map(int, lengths)), min(batch_size, len(lengths)), steps, epochs, seed)
+    return plan
 
 
 @lru_cache(maxsize=2)

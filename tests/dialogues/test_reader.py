@@ -41,6 +41,7 @@ def test_readers_find_template_and_end_of_turn(saved):
     assert source.encoder.own.end_of_turn == "<|im_end|>"
     assert source.end_of_turn_id == source.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert pivot.vocab_size == len(pivot.tokenizer)
+    assert source.vocab_size == len(source.tokenizer)
     assert source.encoder.template is source.encoder.own
 
 
@@ -127,6 +128,15 @@ def test_an_identity_names_content_not_place(saved, tmp_path):
     spec["model"]["merges"].pop()
     (Path(copy.path) / "tokenizer.json").write_text(json.dumps(spec))
     assert make_readers([copy], "native")[0].tokenizer_hash != here.tokenizer_hash
+
+
+def test_the_vocabulary_ends_behind_its_last_id(saved, tmp_path):
+    shutil.copytree(saved["chatml"].path, tmp_path / "holes")
+    spec = json.loads((tmp_path / "holes" / "tokenizer.json").read_text("utf-8"))
+    spec["model"]["vocab"]["yes"] = 1000
+    (tmp_path / "holes" / "tokenizer.json").write_text(json.dumps(spec))
+    (reader,) = make_readers([replace(saved["chatml"], path=str(tmp_path / "holes"))], "native")
+    assert reader.vocab_size == 1001 > len(reader.tokenizer)
 
 
 def test_all_readers_read_the_same_dialogues_once(saved):

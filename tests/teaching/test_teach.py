@@ -140,6 +140,12 @@ def test_a_tokenizer_of_another_model_is_noticed(encoded, vocab_size, tmp_path):
         teach(small, "weights", vocab_size, encoded, SETTINGS, tmp_path / "cache")
 
 
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_the_users_problem(run, tmp_path, device):
+    with pytest.raises(UserError, match=rf"teacher\.device={device}: the model cannot be moved there"):
+        run(tmp_path, replace(SETTINGS, device=device))
+
+
 def test_models_that_cannot_be_loaded_are_named(tiny_pivot, tmp_path):
     empty, torn, pickled, strange, holey = (tmp_path / name for name in ("empty", "torn", "bin", "strange", "holey"))
     empty.mkdir()

@@ -67,8 +67,8 @@ def test_a_model_folder_says_how_answers_end(smoke_world):
 
 
 def test_the_world_says_who_is_good_at_what(smoke_world):
-    assert smoke_world.skills == ["facts", "followup", "add", "order"]
-    assert smoke_world.strong_skills == {"tiny_a": ["facts", "followup"], "tiny_b": ["add"], "tiny_c": ["order"]}
+    assert smoke_world.skills == ["facts", "followup", "add", "translate"]
+    assert smoke_world.strong_skills == {"tiny_a": ["facts", "followup"], "tiny_b": ["add"], "tiny_c": ["translate"]}
     assert World.open(smoke_world.root) == smoke_world
 
 

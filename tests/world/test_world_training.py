@@ -15,7 +15,9 @@ from fusion.world.models import make_model
 from fusion.world.tokenizers import make_tokenizer
 from fusion.world.training import bucketed_batches, schedule, supervised_loss, train
 
-SMALL = TinyModelConfig(hidden_size=16, layers=1, heads=2, key_value_heads=1, vocab_size=400, steps=12)
+SMALL = TinyModelConfig(
+    hidden_size=16, layers=1, heads=2, key_value_heads=1, vocab_size=400, steps=12, learning_rate=0.01
+)
 WORLD = WorldConfig(
     skills=["add"], sources=[], models={"pivot": SMALL}, pivot_dialogues=60, tokenizer_dialogues=60, batch_size=8
 )

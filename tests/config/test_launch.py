@@ -1,0 +1,107 @@
+"""From a command line to jobs: typed settings in, exit code 2 and all problems out."""
+
+import dataclasses
+import os
+import shlex
+
+import pytest
+from omegaconf import OmegaConf
+
+from fusion.config import UserError
+from fusion.config.launch import launch
+from fusion.config.schema import MergeConfig, TrainConfig
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run a command line in an empty folder; returns (exit code, jobs that ran, what was complained)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def run(entry, *words, job=lambda settings, job: None):
+        ran = []
+
+        def keep(settings, one):
+            ran.append((settings, one))
+            job(settings, one)
+
+        monkeypatch.setattr("sys.argv", [f"{entry}.py", *words])
+        code = 0
+        try:
+            launch(entry, keep)
+        except SystemExit as stop:
+            code = stop.code
+        return code, ran, capsys.readouterr().err
+
+    return run
+
+
+def test_a_job_gets_frozen_settings_and_a_folder(command, tmp_path):
+    code, ran, _ = command("train", "seed=7", "optim.lr=1e-3", "optim.betas=[0.8,0.9]", "data.limit=5", "tags=[a,b]")
+    ((settings, job),) = ran
+    assert code == 0
+    assert isinstance(settings, TrainConfig)
+    assert (settings.seed, settings.optim.lr, settings.data.limit, settings.tags) == (7, 1e-3, 5, ["a", "b"])
+    assert settings.world.seed == 7  # interpolations are resolved
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.seed = 8
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.optim.lr = 1.0
+    assert job.sweep is None
+    assert job.folder.parent == tmp_path / "runs" / "train"
+    assert job.folder.is_dir()
+    assert job.command.startswith("python train.py seed=7 optim.lr=1e-3")
+    assert OmegaConf.create(job.config_yaml).optim.lr == 1e-3
+    assert os.getcwd() == str(tmp_path)
+
+
+def test_a_sweep_runs_every_job_with_a_command_of_its_own(command, tmp_path):
+    code, ran, _ = command("merge", "-m", "merge=linear,sce", "tags=[x y]", "seed=3")
+    assert code == 0
+    assert [(settings.merge["method"], settings.seed) for settings, _ in ran] == [("linear", 3), ("sce", 3)]
+    assert all(isinstance(settings, MergeConfig) for settings, _ in ran)
+    assert len({job.folder for _, job in ran}) == 2
+    assert {job.folder.parent for _, job in ran} == {job.sweep for _, job in ran}
+    assert [job.name for _, job in ran] == ["merge=linear", "merge=sce"]
+    assert shlex.split(ran[1][1].command) == ["python", "merge.py", "merge=sce", "tags=[x\\ y]", "seed=3"]
+
+
+def test_mistakes_are_told_before_any_job(command):
+    code, ran, said = command("train", "sede=1", "optim.lr=fast", "template=odd")
+    assert (code, ran) == (2, [])
+    assert said.startswith("2 problems:\n  - sede=1: ")
+    code, ran, said = command("train", "template=odd", "seed=-1", "data.limit=0")
+    assert (code, ran) == (2, [])
+    assert said.startswith("3 problems:\n")
+    code, ran, said = command("train", "source=tiny_a,tiny_b")
+    assert (code, ran) == (2, [])
+    assert "source=tiny_a,tiny_b" in said
+    code, ran, _ = command("train", "hydra.no_such_thing=1")
+    assert (code, ran) == (2, [])
+
+
+def test_a_users_mistake_in_one_job_of_a_sweep_stops_no_other(command):
+    def picky(settings, job):
+        if settings.seed == 2:
+            raise UserError(["seed 2 is bad", "and ugly"])
+
+    code, ran, said = command("merge", "-m", "seed=-1,2,3", job=picky)
+    assert code == 2
+    assert [settings.seed for settings, _ in ran] == [2, 3]
+    assert said.startswith("3 problems:\n  - seed=-1: seed=-1: at least 0 is expected\n")
+    assert "  - seed=2: seed 2 is bad\n  - seed=2: and ugly\n" in said
+
+
+def test_a_single_job_says_its_problems_without_a_traceback(command):
+    def wrong(settings, job):
+        raise UserError(["one", "two"])
+
+    assert command("train", job=wrong)[0::2] == (2, "2 problems:\n  - one\n  - two\n")
+
+
+def test_an_error_of_ours_is_no_users_mistake(command):
+    def broken(settings, job):
+        raise ZeroDivisionError("ours")
+
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        command("train", job=broken)
