@@ -138,9 +138,11 @@ def _byte_offsets(text: str) -> np.ndarray:
 
 
 def _reserved_strings(chat: ChatFormat) -> set[str]:
-    """Every special token, not only the named ones that `all_special_tokens` lists, and the end-of-turn."""
+    """The end-of-turn, special tokens (not only those that have a name), and added tokens that the template writes."""
+    template = str(chat.tokenizer.chat_template)
     added = chat.tokenizer.added_tokens_decoder.values()
-    return {chat.end_of_turn, *chat.tokenizer.all_special_tokens, *(one.content for one in added if one.special)}
+    written = {one.content for one in added if one.special or (one.content in template and one.content.strip())}
+    return {chat.end_of_turn, *chat.tokenizer.all_special_tokens, *written}
 
 
 def _refuse_special_tokens(dialogue: Dialogue, reserved: Sequence[str]) -> None:

@@ -8,6 +8,8 @@ from fusion.config import UserError
 from fusion.dialogues.dialogue import Dialogue, chat
 
 PROBE = chat("ask", "probe")
+TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+"""The date in templates that print it (Llama 3's own default), so that a dialogue is the same text every day."""
 MARKER = "<<answer>>"
 """Stands for an answer whose place is looked for."""
 
@@ -114,8 +116,12 @@ def _probe_end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
 
 
 def _apply(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], prompt: bool = False) -> str:
+    template = str(tokenizer.chat_template)
+    dated = TODAY + template if "strftime_now" in template else None
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+        return str(
+            tokenizer.apply_chat_template(messages, chat_template=dated, tokenize=False, add_generation_prompt=prompt)
+        )
     except Exception as error:  # a template is someone's program and may raise anything
         raise UnrenderableDialogue(f"the chat template refuses it: {error}") from error
 

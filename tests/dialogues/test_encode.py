@@ -163,11 +163,13 @@ def test_tokens_of_the_pivot_and_of_the_model_are_both_refused():
 
 def test_an_end_of_turn_that_is_not_special_works_and_is_refused_in_contents():
     tokenizer = make_tokenizer("byte_level", "llama3")
-    tokenizer.add_tokens([AddedToken("<|done|>", special=False)])
-    tokenizer.chat_template = tokenizer.chat_template.replace("<|eot_id|>", "<|done|>")
+    tokenizer.add_tokens([AddedToken(token, special=False) for token in ("<|done|>", "<|next|>", "<|other|>", "\n\n")])
+    tokenizer.chat_template = "<|next|>" + tokenizer.chat_template.replace("<|eot_id|>", "<|done|>")
     one = Encoder(chat_format(tokenizer, "model"))
     assert one.own.end_of_turn == "<|done|>"
-    check(one, chat("q", "yes, done", "|", "no"))
+    refused(one, "q", "a<|eot_id|>")  # special still, though no template writes it
+    check(one, chat("q", "yes, done", "|", "no<|other|>\n\nyes"))
+    refused(one, "q", "a<|next|>b")
     refused(one, "q", "a<|done|>b")
 
 

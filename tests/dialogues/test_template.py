@@ -92,6 +92,12 @@ def test_an_answer_may_come_first():
     assert rendering.text.count("Hello!", 0, rendering.turns[1].start) == 2
 
 
+def test_a_template_that_prints_the_date_renders_the_same_every_day():
+    tokenizer = make_tokenizer("byte_level", "chatml")
+    tokenizer.chat_template = "Today: {{ strftime_now('%d %b %Y') }}\n" + tokenizer.chat_template
+    assert chat_format(tokenizer, "model").render(chat("q", "a")).text.startswith("Today: 26 Jul 2024\n<|im_start|>")
+
+
 def test_a_template_that_rewrites_answers_is_found_out():
     tokenizer = make_tokenizer("byte_level", "chatml")
     tokenizer.chat_template = tokenizer.chat_template.replace("{{ c }}", "{{ c | replace('secret', '') }}")

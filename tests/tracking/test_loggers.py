@@ -64,3 +64,16 @@ def test_the_mode_of_wandb_does_not_leak_to_the_next_job(job, monkeypatch, befor
     with job_loggers(LoggerConfig(name="none"), job, "train", []):
         os.environ["WANDB_MODE"] = "offline"  # as W&B does
     assert os.environ.get("WANDB_MODE") == before
+
+
+def test_two_jobs_of_a_process_are_two_offline_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("one", "two"):
+        job = Job(tmp_path / name, name, "python train.py", "seed: 1\n", tmp_path)
+        (tmp_path / name).mkdir()
+        with job_loggers(LoggerConfig(name="wandb", offline=True), job, "train", ["tag"]) as loggers:
+            loggers[0].log_metrics({"train/loss": 0.5}, step=1)
+        (run,) = (tmp_path / name / "wandb").glob("offline-run-*")
+        assert len(list(run.glob("run-*.wandb"))) == 1
+        assert f"wandb sync {run}" in capsys.readouterr().out
+    assert "WANDB_MODE" not in os.environ
