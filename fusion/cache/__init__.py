@@ -1,0 +1,18 @@
+"""Content-addressed folders: work that is finished is never done twice, and never seen half-done."""
+
+from fusion.cache.atomic import fsync_tree, write_bytes, write_json, write_text
+from fusion.cache.fingerprint import canonical_json, code_version, file_hash, fingerprint, folder_hash
+from fusion.cache.folder import cached_folder
+
+__all__ = [
+    "cached_folder",
+    "canonical_json",
+    "code_version",
+    "file_hash",
+    "fingerprint",
+    "folder_hash",
+    "fsync_tree",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

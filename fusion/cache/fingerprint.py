@@ -1,0 +1,88 @@
+"""Names made of content: equal inputs, settings and code give the same name, on any machine."""
+
+import ast
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from enum import Enum
+from functools import cache
+from pathlib import Path
+
+FINGERPRINT_LENGTH = 16
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a fingerprint cannot be made of {type(value).__name__}")
+
+
+def canonical_json(key: Mapping[str, object]) -> str:
+    """`key` as JSON with sorted keys; dataclasses, enums and paths are allowed in it."""
+    return json.dumps(key, indent=1, sort_keys=True, default=_plain, ensure_ascii=False)
+
+
+def fingerprint(key: Mapping[str, object]) -> str:
+    """16 hex digits of the SHA-256 of the canonical JSON of `key`."""
+    return hashlib.sha256(canonical_json(key).encode("utf-8")).hexdigest()[:FINGERPRINT_LENGTH]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def _folder_hash(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for name, _, _ in stamp:
+        digest.update(f"{name}\0{file_hash(folder / name)}\0".encode())
+    return digest.hexdigest()
+
+
+def folder_hash(folder: Path) -> str:
+    """SHA-256 over names and contents of every visible file below `folder` (read once per process and state)."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
+    stamp = tuple(
+        (path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files
+    )
+    return _folder_hash(folder.resolve(), stamp)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """`tree` without statements that are only a constant: docstrings, and the sentences under fields."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [
+                one for one in node.body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
+            ]
+    return tree
+
+
+@cache
+def code_version(*modules: str) -> str:
+    """Fingerprint of the code of `modules` (packages: every file below), blind to comments and docstrings.
+
+    Stages put it into their cache key, so that a changed algorithm never reads results of the old one.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(module)
+        origin = Path(spec.origin)
+        files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+        for file in files:
+            digest.update(ast.dump(_without_docstrings(ast.parse(file.read_text("utf-8")))).encode())
+    return digest.hexdigest()[:FINGERPRINT_LENGTH]
