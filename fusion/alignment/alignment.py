@@ -5,6 +5,7 @@ Legend: R rows of the pivot, S rows of the source, K tokens of a source row's su
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
@@ -129,12 +130,18 @@ def build_alignment(
     Raises:
         UserError: an unknown strategy or option, a tokeniser without a byte table, statistics missing or of others.
     """
-    build = _strategy(name).build
-    _refuse_unknown_options(name, list(inspect.signature(build).parameters)[2:], list(options))
+    build = strategy_builder(name, options)
     pair = VocabularyPair.of(pivot_tokenizer, source_tokenizer, pivot_end_of_turn, source_end_of_turn)
     if statistics is not None:
         statistics.require_same(statistics.path, pair, f"alignment={name}")
     return build(pair, statistics, **options)
+
+
+def strategy_builder(name: str, options: Mapping[str, Any]) -> Callable[..., Alignment]:
+    """The `build` function of a strategy; raises UserError for an unknown strategy or option, before any work."""
+    build = _strategy(name).build
+    _refuse_unknown_options(name, list(inspect.signature(build).parameters)[2:], list(options))
+    return build
 
 
 def _strategy(name: str) -> ModuleType:
@@ -148,7 +155,7 @@ def _strategy(name: str) -> ModuleType:
 def _exists(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):
+    except (ImportError, ValueError):
         return False
 
 

@@ -31,7 +31,7 @@ class _Checker:
     groups: list[str]
 
     def problems(self, overrides: Sequence[Override]) -> list[str]:
-        plain = not any(one.is_sweep_override() or _adds(one) for one in overrides)
+        plain = not any(one.is_sweep_override() or _adds(one) or self._is_list_of_options(one) for one in overrides)
         if plain and isinstance(self._compose([str(override.input_line) for override in overrides]), DictConfig):
             return []
         problems: list[str] = []
@@ -57,8 +57,13 @@ class _Checker:
     def _is_group(self, override: Override) -> bool:
         return override.key_or_group in self.groups
 
+    def _is_list_of_options(self, override: Override) -> bool:
+        return self._is_group(override) and isinstance(override.value(), list)
+
     def _group_problems(self, override: Override) -> list[str]:
         group = override.key_or_group
+        if self._is_list_of_options(override):
+            return [f"{override.input_line}: one option is expected; -m {group}=a,b runs one job for each"]
         options = [option for option in self.loader.get_group_options(group) if option != "schema"]
         names = [single.partition("=")[2] for single in islice(_single(override), CHECKED_CHOICES)]
         return [

@@ -45,10 +45,15 @@ def load_dialogues(path: str, split: str = "train", limit: int | None = None) ->
 
 
 def load_splits(data: DataConfig) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Training and held-out dialogues; the held-out ones are drawn by content hash unless they have a file."""
+    """Training and held-out dialogues; the held-out ones are drawn by content hash unless they have a file.
+
+    What is held out is never trained on: a dialogue of both files counts as held out.
+    """
     train = load_dialogues(data.path, data.split, data.limit)
     if data.heldout_path:
-        return train, load_dialogues(data.heldout_path, data.split)
+        heldout = load_dialogues(data.heldout_path, data.split)
+        names = {dialogue.content_hash for dialogue in heldout}
+        return [dialogue for dialogue in train if dialogue.content_hash not in names], heldout
     heldout = [dialogue for dialogue in train if _draw(dialogue) < data.heldout_fraction]
     return [dialogue for dialogue in train if _draw(dialogue) >= data.heldout_fraction], heldout
 

@@ -91,7 +91,7 @@ def score_model(
     (test_tokens,), _ = encode_all([reader], test)
     (heldout_tokens,), _ = encode_all([reader], heldout)
     items = {
-        name: bool(results.right_R[last_turn(test_tokens[name])].all())
+        name: bool(results.right_R[last_turn(test_tokens[name], encoder.own.end_of_turn_id)].all())
         for name, results in read_results(model, vocab_size, test_tokens, batch_tokens)
     }
     skills: dict[str, list[bool]] = {}
@@ -105,11 +105,11 @@ def score_model(
     return Scores(scores, {skill: len(right) for skill, right in skills.items()}, loss, dict(sorted(items.items())))
 
 
-def last_turn(encoded: Encoded) -> np.ndarray:
-    """bool [R]: rows of the last assistant turn (turns are runs of neighbouring rows)."""
-    rows_R = encoded.rows_R
-    gaps = np.flatnonzero(np.diff(rows_R) > 1)
-    return np.arange(len(rows_R)) > (gaps[-1] if gaps.size else -1)
+def last_turn(encoded: Encoded, end_of_turn_id: int) -> np.ndarray:
+    """bool [R]: rows of the last assistant turn, its end-of-turn included."""
+    ends_turn_R = encoded.ids_N[encoded.rows_R + 1] == end_of_turn_id
+    turn_R = np.cumsum(ends_turn_R) - ends_turn_R
+    return turn_R == turn_R[-1]
 
 
 def score_folder(

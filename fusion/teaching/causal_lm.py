@@ -15,8 +15,6 @@ from transformers.utils.logging import disable_progress_bar
 from fusion.config import UserError
 from fusion.config.schema import ModelConfig
 
-IGNORED = -100
-
 
 def load_causal_lm(model: ModelConfig, dtype: str | None = None) -> PreTrainedModel:
     """Load `model.path` from safetensors, in `dtype` (default: the setting's), in evaluation mode.

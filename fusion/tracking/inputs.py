@@ -46,12 +46,12 @@ class MergeInputs:
 
     @property
     def pivot(self) -> ModelConfig:
-        return ModelConfig(**self._firstread_lineage()["pivot"])
+        return ModelConfig(**self._first_lineage()["pivot"])
 
     @property
     def data(self) -> DataConfig | None:
         """The dialogues of the first target's run; None when no target has a run."""
-        return DataConfig(**self._firstread_lineage()["data"]) if self.runs else None
+        return DataConfig(**self._first_lineage()["data"]) if self.runs else None
 
     @property
     def heldout_won(self) -> list[Dialogue]:
@@ -72,7 +72,7 @@ class MergeInputs:
             "stage1": {run.name: read_lineage(run) for run in self.runs},
         }
 
-    def _firstread_lineage(self) -> dict[str, Any]:
+    def _first_lineage(self) -> dict[str, Any]:
         return read_lineage(self.runs[0])
 
 

@@ -34,6 +34,6 @@ def model_card(name: str, base: str, summary: str, command: str) -> str:
     return (
         f"---\nlibrary_name: transformers\ntags: [fusion, knowledge-distillation]\n---\n# {name}\n\n{summary}\n\n"
         f"- Pivot: `{base}`\n- Method: [FuseChat](https://arxiv.org/abs/2408.07990), fuse-then-merge\n"
-        f"- Inputs, settings and scores: `lineage.json` beside the weights\n\n"
+        f"- Inputs, settings and scores: `lineage.json` in the folder of the run\n\n"
         f"Make it again:\n\n```\n{command}\n```\n"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from fusion.alignment.alignment import strategy_builder
 from fusion.alignment.pair import align_pair
 from fusion.cache import cached_folder, code_version, fingerprint
 from fusion.config import UserError
@@ -62,7 +63,8 @@ def prepare(config: TrainConfig) -> Prepared:
     Raises:
         UserError: dialogues, models or settings cannot be used; nothing is half-written.
     """
-    fusion_function(config.fusion.name)  # a wrong name is told before the teachers start
+    fusion_function(config.fusion.name)  # wrong names are told before the teachers start
+    strategy_builder(config.alignment.name, config.alignment.options)
     train, heldout = load_splits(config.data)
     needs_teachers = config.objective.name == "fusion" or config.fusion.keep_pivot_won < 1
     models = [config.pivot, *(sources(config) if needs_teachers else [])]
