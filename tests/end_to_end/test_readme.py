@@ -36,8 +36,8 @@ def substitutes(workplace, merges):
         "/models/a": str(world / "models" / "pivot"),
         "/models/b": str(world / "models" / "tiny_a"),
         "my.jsonl": str(mine),
-        "runs/train/NAME_1": str(workplace.runs / "targets" / "source=tiny_a"),
-        "runs/train/NAME_2": str(workplace.runs / "targets" / "source=tiny_b"),
+        "runs/train/NAME_1": f"'{workplace.runs / 'targets' / 'source=tiny_a'}'",  # Hydra: = in a list wants quotes
+        "runs/train/NAME_2": f"'{workplace.runs / 'targets' / 'source=tiny_b'}'",
     }
 
 

@@ -22,6 +22,7 @@ SHAPE = {
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
 

@@ -91,7 +91,7 @@ def test_identical_targets_merge_into_themselves(name: str) -> None:
 
 def test_sce_selects_nothing_where_targets_do_not_vary_and_says_so() -> None:
     same_JN = deltas_of(5, 1).repeat(3, 1)
-    merged = sce(same_JN)
+    merged = sce(same_JN, tau=0.1)
     assert not merged.delta.any()
     assert merged.events == (NOTHING_SELECTED,)
     torch.testing.assert_close(sce(same_JN, tau=1.0).delta, same_JN[0], **near)
