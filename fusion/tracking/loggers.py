@@ -22,12 +22,14 @@ def job_loggers(settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str
     """
     environment = os.environ.get("WANDB_MODE")
     loggers = _open(settings, job, stage, tags)
+    status = "failed"
     try:
         for logger in loggers:
             logger.log_hyperparams({"command": job.command})
         yield loggers
+        status = "success"
     finally:
-        _close(loggers, settings)
+        _close(loggers, settings, status)
         os.environ.pop("WANDB_MODE", None)  # W&B leaves its offline mode behind for the next job of the process
         os.environ.update({"WANDB_MODE": environment} if environment is not None else {})
 
@@ -62,12 +64,12 @@ def _open(settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str]) -> 
     return []
 
 
-def _close(loggers: Sequence[Logger], settings: LoggerConfig) -> None:
+def _close(loggers: Sequence[Logger], settings: LoggerConfig, status: str) -> None:
     for logger in loggers:
-        logger.finalize("success")
+        logger.finalize(status)
         if isinstance(logger, WandbLogger):
             folder = Path(logger.experiment.dir).parent
-            logger.experiment.finish()
+            logger.experiment.finish(exit_code=0 if status == "success" else 1)
             if settings.offline:
                 print(f"W&B recorded offline; upload with: wandb sync {folder}")
 

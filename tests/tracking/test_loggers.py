@@ -1,5 +1,6 @@
 """Loggers: mirrors of a job's record in its own folder, closed whatever happens."""
 
+import contextlib
 import csv
 import os
 
@@ -40,6 +41,20 @@ def test_a_job_that_fails_keeps_what_was_logged(job):
     with pytest.raises(ValueError, match="the job's own"):
         fail()
     assert float(rows(job.folder)[0]["train/loss"]) == 0.5
+
+
+@pytest.mark.parametrize(("fails", "exit_code"), [(False, 0), (True, 1)])
+def test_wandb_hears_how_the_job_ended(job, monkeypatch, fails, exit_code):
+    import wandb
+
+    heard = []
+    finish = wandb.Run.finish
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr(wandb.Run, "finish", lambda run, exit_code=None: (heard.append(exit_code), finish(run, 0))[1])
+    with contextlib.suppress(ValueError), job_loggers(LoggerConfig(name="wandb"), job, "train", []):
+        if fails:
+            raise ValueError("the job's own")
+    assert heard[-1] == exit_code
 
 
 def test_a_second_attempt_starts_afresh(job):
