@@ -9,9 +9,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "template": ("shared", "native"),
     "pivot.dtype": DTYPES,
     "source.dtype": DTYPES,
+    "teacher.rows": ("top_k", "nucleus", "random"),
+    "teacher.store": ("compact", "exact"),
+    "teacher.placement": ("single", "auto", "tensor_parallel", "fsdp"),
     "alignment.path": ("bytes", "dtw"),
+    "alignment.tail": ("scale", "bucket"),
     "alignment.fallback": ("gold", "pivot", "skip"),
     "fusion.unit": ("byte", "token"),
+    "fusion.level": ("dialogue", "span", "token"),
     "objective.name": ("fusion", "sft"),
     "optim.schedule": ("cosine", "linear", "constant"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
@@ -21,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "logger.name": ("csv", "tensorboard", "wandb", "none"),
 }
 SHARES = (
+    "teacher.top_p",
     "objective.ce_weight",
     "fusion.keep_pivot_won",
     "data.heldout_fraction",
@@ -33,6 +39,11 @@ AT_LEAST: dict[str, float] = {
     "teacher.top_k": 1,
     "teacher.batch_tokens": 1,
     "teacher.shard_dialogues": 1,
+    "teacher.draws": 1,
+    "teacher.processes": 1,
+    "teacher.workers": 1,
+    "alignment.dtw_sample": 0,
+    "alignment.shard_dialogues": 1,
     "trainer.epochs": 1,
     "trainer.batch_size": 1,
     "trainer.micro_batch_size": 0,
@@ -85,6 +96,11 @@ def _ranges(settings: object) -> Iterator[str]:
 
 
 def _combinations(settings: TrainConfig) -> Iterator[str]:
+    teacher = settings.teacher
+    if teacher.worker is not None and not 0 <= teacher.worker < teacher.workers:
+        yield f"teacher.worker={teacher.worker}: a number from 0 to below teacher.workers={teacher.workers} is expected"
+    if teacher.processes > 1 and teacher.placement not in ("tensor_parallel", "fsdp"):
+        yield f"teacher.processes={teacher.processes}: only placement=tensor_parallel and fsdp split a model"
     devices = settings.parallel.devices * settings.parallel.num_nodes
     if settings.parallel.name == "single" and devices > 1:
         yield f"parallel=single trains on one device, not on {devices}; leave parallel.devices and num_nodes at 1"

@@ -58,8 +58,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
+    rows: str = "top_k"
+    """What is kept of a row: top_k (paper), nucleus (the fewest candidates that hold top_p, at most top_k) or random
+    (unbiased draws, arXiv 2503.16870)."""
     top_k: int = 10
     """Next-token candidates kept per supervised row (paper: 10)."""
+    top_p: float = 0.98
+    """rows=nucleus: probability mass that the kept candidates hold together."""
+    draws: int = 50
+    """rows=random: draws with replacement per row; a candidate's weight is its share of the draws."""
     temperature: float = 1.0
     """Teacher temperature (paper: 1)."""
     batch_tokens: int = 4096
@@ -68,16 +75,36 @@ class TeacherConfig:
     """Dialogues per shard of the distribution store; a killed pass loses at most one shard."""
     device: str = "auto"
     """Where teachers run: auto, cpu, cuda, cuda:1, ..."""
+    store: str = "compact"
+    """compact: packed ids and 8-bit log-probabilities, some 25 bytes per row; exact: 32-bit numbers."""
+    placement: str = "single"
+    """single: the whole model on `device`; auto: spread over the machine's devices (needs accelerate);
+    tensor_parallel or fsdp: split over `processes` processes."""
+    processes: int = 1
+    """placement=tensor_parallel or fsdp: processes (one per device) that read together."""
+    workers: int = 1
+    """Jobs that share a teacher pass; each reads its own shards, the bytes are those of one job."""
+    worker: int | None = None
+    """Number of this job among `workers`, from 0: it reads its shards and stops before the training. Left out: the job
+    reads what is missing and goes on."""
 
 
 @dataclass(frozen=True)
 class AlignmentConfig:
     name: str = "ms"
-    """Strategy: em, mined, ms, ms_released, or the dotted path of your own."""
+    """Strategy: em, mined, ms, ms_released, strict, bpm, canonical, alm, uld, random, or the dotted path of your own."""
     path: str = "bytes"
-    """How mapping statistics are counted: bytes (tokens that start at the same byte) or dtw (as the authors)."""
+    """Which source row stands beside a pivot row, for rows and statistics: bytes (both have read the same) or dtw (the
+    authors' dynamic-programming path)."""
+    tail: str = "scale"
+    """Teacher mass that no pivot token gets: scale (what is mapped is scaled to 1) or bucket (it stays apart as mass of
+    all other tokens)."""
     fallback: str = "gold"
     """What a row without an aligned source row learns: gold (the reference token), pivot (its own row) or skip."""
+    dtw_sample: int = 50
+    """Dialogues on which the report compares the authors' path with exact bytes, drawn by content hash; 0: none."""
+    shard_dialogues: int = 1024
+    """Dialogues per shard of the aligned rows; a killed alignment loses at most one shard."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of the strategy."""
 
@@ -85,7 +112,9 @@ class AlignmentConfig:
 @dataclass(frozen=True)
 class FusionConfig:
     name: str = "min_ce"
-    """Fusion function: min_ce, source_only or pivot_only."""
+    """Fusion function: min_ce, avg_ce, source_only or pivot_only."""
+    level: str = "dialogue"
+    """What is decided at once: a dialogue (paper), a span between byte boundaries that all models share, or a token."""
     unit: str = "byte"
     """What cross-entropies are divided by before they are compared: byte, or token as in the paper."""
     keep_pivot_won: float = 1.0

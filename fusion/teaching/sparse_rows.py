@@ -4,7 +4,7 @@ Array legend: D dialogues, R rows, E entries.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SparseRows:
-    """CSR rows: entries `indptr[r]:indptr[r + 1]` are row r; the weights of a non-empty row sum to 1."""
+    """CSR rows: entries `indptr[r]:indptr[r + 1]` are row r; weights are probabilities, what lacks to 1 is elsewhere."""
 
     indptr_R: np.ndarray
     """int64 [R + 1]."""
@@ -45,18 +45,41 @@ class SparseRows:
 
 
 def gather_entries(row_E: np.ndarray, ids_E: np.ndarray, weights_E: np.ndarray, num_rows: int) -> SparseRows:
-    """Rows from loose entries: the masses of equal ids of a row are summed, ids ascend, rows are normalised.
+    """`loose_rows`, each row scaled to 1."""
+    indptr, row_E, ids_E, weights_E = _united(row_E, ids_E, weights_E, num_rows)
+    return SparseRows(indptr, ids_E, _shares(row_E, weights_E, num_rows))
+
+
+def loose_rows(row_E: np.ndarray, ids_E: np.ndarray, weights_E: np.ndarray, num_rows: int) -> SparseRows:
+    """Rows from loose entries: the masses of equal ids of a row are summed, ids ascend.
 
     Entries without mass go; a row without mass is empty.
     """
+    indptr, _, ids_E, weights_E = _united(row_E, ids_E, weights_E, num_rows)
+    return SparseRows(indptr, ids_E, weights_E.astype(np.float32))
+
+
+def scaled(rows: SparseRows) -> SparseRows:
+    """`rows` with every row that is not empty scaled to 1."""
+    return replace(rows, weights_E=_shares(rows.row_of_E, rows.weights_E.astype(np.float64), len(rows)))
+
+
+def _united(
+    row_E: np.ndarray, ids_E: np.ndarray, weights_E: np.ndarray, num_rows: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(indptr_R, row_E, ids_E, mass_E float64) of entries with mass, one per row and id, in order."""
     kept = weights_E > 0
     row_E, ids_E, weights_E = row_E[kept], ids_E[kept], weights_E[kept].astype(np.float64)
     keys, inverse = np.unique(row_E.astype(np.int64) << 32 | ids_E.astype(np.int64), return_inverse=True)
     mass = np.bincount(inverse, weights=weights_E, minlength=len(keys))
     rows = keys >> 32
-    total = np.bincount(rows, weights=mass, minlength=num_rows)
     indptr = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=num_rows)))).astype(np.int64)
-    return SparseRows(indptr, (keys & 0xFFFFFFFF).astype(np.int32), (mass / total[rows]).astype(np.float32))
+    return indptr, rows, (keys & 0xFFFFFFFF).astype(np.int32), mass
+
+
+def _shares(row_E: np.ndarray, weights_E: np.ndarray, num_rows: int) -> np.ndarray:
+    """float32: every weight as a share of its row's sum."""
+    return (weights_E / np.bincount(row_E, weights=weights_E, minlength=num_rows)[row_E]).astype(np.float32)
 
 
 class SparseRowStore(Mapping[str, SparseRows]):
