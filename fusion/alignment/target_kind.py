@@ -1,7 +1,7 @@
 """What a row of targets says, and how a model's own row and the reference token are said in the same way.
 
-An alignment decides it: distributions over pivot tokens, sorted probabilities without tokens (`uld`), or likelihoods of
-spans (`alm`). Fusion mixes rows of one kind, and training takes the loss that belongs to it.
+An alignment decides it: distributions over pivot tokens, sorted probabilities without tokens (`uld`), or likelihoods
+of spans (`alm`). Fusion mixes rows of one kind, and training takes the loss that belongs to it.
 Array legend: R rows, K candidates.
 """
 

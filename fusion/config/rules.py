@@ -98,7 +98,7 @@ def _ranges(settings: object) -> Iterator[str]:
 def _combinations(settings: TrainConfig) -> Iterator[str]:
     teacher = settings.teacher
     if teacher.worker is not None and not 0 <= teacher.worker < teacher.workers:
-        yield f"teacher.worker={teacher.worker}: a number from 0 to below teacher.workers={teacher.workers} is expected"
+        yield f"teacher.worker={teacher.worker}: a number from 0 to below {teacher.workers} is expected"
     if teacher.processes > 1 and teacher.placement not in ("tensor_parallel", "fsdp"):
         yield f"teacher.processes={teacher.processes}: only placement=tensor_parallel and fsdp split a model"
     devices = settings.parallel.devices * settings.parallel.num_nodes

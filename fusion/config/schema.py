@@ -92,13 +92,13 @@ class TeacherConfig:
 @dataclass(frozen=True)
 class AlignmentConfig:
     name: str = "ms"
-    """Strategy: em, mined, ms, ms_released, strict, bpm, canonical, alm, uld, random, or the dotted path of your own."""
+    """Strategy: em, mined, ms, ms_released, strict, bpm, canonical, alm, uld, random, or a dotted path of your own."""
     path: str = "bytes"
     """Which source row stands beside a pivot row, for rows and statistics: bytes (both have read the same) or dtw (the
     authors' dynamic-programming path)."""
     tail: str = "scale"
-    """Teacher mass that no pivot token gets: scale (what is mapped is scaled to 1) or bucket (it stays apart as mass of
-    all other tokens)."""
+    """Teacher mass that no pivot token gets: scale (what is mapped is scaled to 1) or bucket (it stays apart, as mass
+    of all other tokens)."""
     fallback: str = "gold"
     """What a row without an aligned source row learns: gold (the reference token), pivot (its own row) or skip."""
     dtw_sample: int = 50
@@ -114,7 +114,7 @@ class FusionConfig:
     name: str = "min_ce"
     """Fusion function: min_ce, avg_ce, source_only or pivot_only."""
     level: str = "dialogue"
-    """What is decided at once: a dialogue (paper), a span between byte boundaries that all models share, or a token."""
+    """What is decided at once: dialogue (paper), span (between byte boundaries that all models share) or token."""
     unit: str = "byte"
     """What cross-entropies are divided by before they are compared: byte, or token as in the paper."""
     keep_pivot_won: float = 1.0
