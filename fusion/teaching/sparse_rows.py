@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SparseRows:
-    """CSR rows: entries `indptr[r]:indptr[r + 1]` are row r; the weights are probabilities, what lacks to 1 is the tail."""
+    """CSR rows: entries `indptr[r]:indptr[r + 1]` are row r; the weights are probabilities, the rest to 1 is the tail."""
 
     indptr_R: np.ndarray
     """int64 [R + 1]."""
