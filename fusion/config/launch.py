@@ -83,10 +83,16 @@ def _job(entry: str, config: DictConfig) -> Job:
     return Job(
         folder=folder,
         name=folder.name,
-        command=shlex.join(["python", f"{entry}.py", *overrides]),
+        command=shlex.join(["python", f"{entry}.py", *_own_config_folders(hydra_config), *overrides]),
         config_yaml=OmegaConf.to_yaml(config, resolve=True),
         sweep=folder.parent if hydra_config.mode == RunMode.MULTIRUN else None,
     )
+
+
+def _own_config_folders(hydra_config: Any) -> list[str]:
+    """The user's own config folder as the option that names it: without it the command would not compose."""
+    sources = hydra_config.runtime.config_sources
+    return [word for one in sources if one.provider == "command-line" for word in ("--config-dir", one.path)]
 
 
 def _complain(problems: list[str]) -> NoReturn:

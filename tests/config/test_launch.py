@@ -55,6 +55,17 @@ def test_a_job_gets_frozen_settings_and_a_folder(command, tmp_path):
     assert os.getcwd() == str(tmp_path)
 
 
+def test_the_command_of_a_job_names_the_users_own_config_folder(command, tmp_path):
+    folder = tmp_path / "my conf"
+    (folder / "merge").mkdir(parents=True)
+    (folder / "merge/mine.yaml").write_text("method: linear\nscale: 1.0\n")
+    code, ((_, job),), _ = command("merge", "--config-dir", str(folder), "merge=mine")
+    assert code == 0
+    assert job.command == shlex.join(["python", "merge.py", "--config-dir", str(folder), "merge=mine"])
+    _, ((_, plain),), _ = command("merge", "merge=sce")
+    assert plain.command == "python merge.py merge=sce"
+
+
 def test_a_sweep_runs_every_job_with_a_command_of_its_own(command, tmp_path):
     code, ran, _ = command("merge", "-m", "merge=linear,sce", "tags=[x y]", "seed=3")
     assert code == 0
