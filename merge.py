@@ -132,7 +132,7 @@ def score(
         scale=report.scale,
         scale_searched=search is not None,
         coefficients=dict(zip(names, report.mean_coefficients, strict=True)),
-        parameters=report.parameters,
+        parameters={**report.parameters, "targets": inputs.recipe},
     )
     return rows
 

@@ -72,6 +72,7 @@ def train(config: TrainConfig, job: Job, record: "RunRecord") -> None:
         "objective": config.objective.name,
         "group": config.common(GROUP),
         "setting": config.common(SETTING),
+        "recipe": config.recipe(),
         "model": "model",
         "steps": fitted.steps,
         "tokens": tokens,
@@ -125,7 +126,7 @@ def score(config: TrainConfig, job: Job, strong_skills: dict[str, list[str]]) ->
         for source in sources(config)
         if not sft
     ]
-    models.append(ScoredModel("sft" if sft else "target", target, () if sft else tuple(strong)))
+    models.append(ScoredModel("sft" if sft else "target", target, () if sft else tuple(strong), config.recipe()))
     return score_models(models, config.data, config.evaluation, config.paths, config.seed, job.command)
 
 

@@ -1,11 +1,19 @@
 """Every setting of the two entry points, typed, with one sentence each. Light: importing it loads no model library."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fusion.cache import fingerprint
 from fusion.config.world import WorldConfig
+
+BASELINE_RECIPE = ("objective", "optim", "trainer")
+RECIPE = ("teacher", "alignment", "fusion", *BASELINE_RECIPE)
+MACHINERY = {
+    *("device", "placement", "processes", "workers", "worker", "batch_tokens", "shard_dialogues"),
+    *("dtw_sample", "chunk_rows", "progress_bar", "log_every_steps"),
+}
+"""Settings of these groups that are about how and where, not about what."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +251,15 @@ class TrainConfig:
     def result_settings(self) -> dict[str, Any]:
         """Settings that can change the result of a job."""
         return _without_records(self)
+
+    def recipe(self) -> dict[str, Any]:
+        """What tells apart targets of the same models and dialogues: the settings of the method, by group."""
+        groups = RECIPE if self.objective.name == "fusion" else BASELINE_RECIPE
+        chosen = {group: asdict(getattr(self, group)) for group in groups}
+        return {
+            "template": self.template,
+            **{group: {key: one[key] for key in one if key not in MACHINERY} for group, one in chosen.items()},
+        }
 
     def common(self, names: Sequence[str]) -> str:
         """Fingerprint of the named settings: runs that agree in it can be compared in all else."""

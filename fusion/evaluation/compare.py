@@ -1,8 +1,9 @@
 """Several models on the same dialogues: one comparison row each."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fusion.config.schema import DataConfig, EvaluationConfig, ModelConfig, PathsConfig
 from fusion.dialogues.dialogue import Dialogue
@@ -11,6 +12,7 @@ from fusion.dialogues.reader import scoring_reader
 from fusion.evaluation.score import Scores, score_folder
 from fusion.tracking.inputs import MergeInputs, read_lineage
 from fusion.tracking.rows import ComparisonRow, Kind
+from fusion.tracking.stage1 import TargetRun
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class ScoredModel:
     kind: Kind
     model: ModelConfig
     strong_skills: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Of targets and SFT: the settings by which they were trained."""
 
 
 def models_of_merge(inputs: MergeInputs) -> list[ScoredModel]:
@@ -32,9 +36,13 @@ def models_of_merge(inputs: MergeInputs) -> list[ScoredModel]:
         strong = {model.name: tuple(record["strong_skills"].get(model.name, [])) for model in models}
         sources |= {model.name: ScoredModel("source", model, strong[model.name]) for model in models}
         skills = tuple(skill for skills in strong.values() for skill in skills)
-        targets.append(ScoredModel("target", ModelConfig(name=run.name, path=str(run.model)), skills))
-    sft = [ScoredModel("sft", ModelConfig(name="sft", path=str(inputs.sft.model)))] if inputs.sft else []
-    return [ScoredModel("pivot", inputs.pivot), *sources.values(), *sft, *targets]
+        targets.append(ScoredModel("target", ModelConfig(name=run.name, path=str(run.model)), skills, run.recipe))
+    sft = [inputs.sft] if inputs.sft else []
+    return [ScoredModel("pivot", inputs.pivot), *sources.values(), *map(_sft_model, sft), *targets]
+
+
+def _sft_model(run: TargetRun) -> ScoredModel:
+    return ScoredModel("sft", ModelConfig(name="sft", path=str(run.model)), recipe=run.recipe)
 
 
 def read_test_and_heldout(data: DataConfig) -> tuple[list[Dialogue], list[Dialogue]]:
@@ -76,5 +84,6 @@ def comparison_row(scored: ScoredModel, scores: Scores, seed: int, command: str)
         nll_per_byte=scores.nll_per_byte,
         num_items=scores.num_items,
         command=command,
+        parameters=scored.recipe,
         strong_skills=scored.strong_skills,
     )

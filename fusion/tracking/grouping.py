@@ -1,7 +1,7 @@
 """From rows to a comparison: seeds joined, models named and ordered, the best merge called best or tied."""
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -62,22 +62,31 @@ def _settings(row: ComparisonRow) -> dict[str, Any]:
 
 
 def _labels(firsts: Sequence[ComparisonRow]) -> list[str]:
-    """Names, with the settings that differ where several models would have the same one."""
-    values: dict[tuple[Kind, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    """Names, with as few settings as tell apart several models of one name."""
     settings = [_settings(row) for row in firsts]
     names = [(row.kind, _name(row)) for row in firsts]
-    counts = Counter(names)
+    groups: dict[tuple[Kind, str], list[dict[str, Any]]] = defaultdict(list)
     for name, own in zip(names, settings, strict=True):
-        for key, value in own.items():
-            values[name][key].append(_canonical(value))
-
-    def differs(name: tuple[Kind, str], key: str) -> bool:
-        return len(set(values[name][key])) > 1 or len(values[name][key]) < counts[name]
-
+        groups[name].append(own)
+    telling = {name: _telling_keys(group) for name, group in groups.items()}
     return [
-        " ".join([name[1], *(f"{key}={_short(value)}" for key, value in own.items() if differs(name, key))])
+        " ".join([name[1], *(f"{key}={_short(own[key])}" for key in telling[name] if key in own)])
         for name, own in zip(names, settings, strict=True)
     ]
+
+
+def _telling_keys(group: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys whose values tell the members apart; one that follows from those before it tells nothing. Names first."""
+    keys = sorted({key for own in group for key in own}, key=lambda key: (not key.endswith("name"), key))
+    chosen: list[str] = []
+    for key in keys:
+        if _num_kinds(group, [*chosen, key]) > _num_kinds(group, chosen):
+            chosen.append(key)
+    return chosen
+
+
+def _num_kinds(group: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
+    return len({_canonical([own.get(key) for key in keys]) for own in group})
 
 
 def _short(value: object) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,12 @@ class MergeInputs:
     def data(self) -> DataConfig | None:
         """The dialogues of the first target's run; None when no target has a run."""
         return DataConfig(**self._first_lineage()["data"]) if self.runs else None
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The settings by which the targets were trained; nothing when they were trained differently, or unknown."""
+        recipes = [run.recipe for run in self.runs]
+        return recipes[0] if recipes and all(recipe == recipes[0] for recipe in recipes) else {}
 
     @property
     def heldout_won(self) -> list[Dialogue]:

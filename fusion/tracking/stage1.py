@@ -30,6 +30,11 @@ class TargetRun:
     def name(self) -> str:
         return str(self.result["name"])
 
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The settings of the method by which the target was trained; runs of before have none."""
+        return self.result.get("recipe", {})
+
 
 def finished_runs(root: Path) -> list[TargetRun]:
     """Finished stage-1 runs at or below `root` whose model is there, oldest first."""

@@ -60,6 +60,22 @@ def test_settings_that_differ_are_other_models_and_are_named():
     assert [model.label for model in summarise(rows).models] == ["sce sce.tau=0.1", "sce sce.tau=0.5"]
 
 
+def test_ablations_of_targets_stay_apart_and_are_named_by_what_tells_them_apart():
+    recipes = {
+        "ms": {"alignment": {"name": "ms", "tail": "scale", "options": {}}},
+        "strict": {"alignment": {"name": "strict", "tail": "bucket", "options": {}}},
+        "alm": {"alignment": {"name": "alm", "tail": "scale", "options": {"temperature": 100.0}}},
+    }
+    rows = [
+        row("tiny_a", "target", 0.5, seed=seed, path=f"{name}{seed}", parameters=recipe)
+        for name, recipe in recipes.items()
+        for seed in (1, 2)
+    ]
+    models = summarise(rows).models
+    assert [model.label for model in models] == [f"tiny_a alignment.name={name}" for name in ("alm", "ms", "strict")]
+    assert all(len(model.average.values) == 2 for model in models)
+
+
 def test_searched_scales_are_one_model_and_fixed_scales_are_several():
     searched = [row("sce", "merged", 0.7, seed=seed, scale=1.0 + seed / 10, scale_searched=True) for seed in (7, 9)]
     fixed = [row("sce", "merged", 0.6, path=str(scale), scale=scale) for scale in (0.5, 1.0)]
