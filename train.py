@@ -3,8 +3,10 @@
 python train.py                                  # the built-in world: tiny pivot + one tiny source -> a target
 python train.py -m source=tiny_a,tiny_b,tiny_c   # one target per source
 python train.py objective=sft                    # the baseline without fusion
+python train.py -m teacher.workers=2 teacher.worker=0,1 hydra/launcher=joblib   # only the teachers, shared out
 """
 
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from fusion.config.launch import Job, launch
@@ -26,12 +28,41 @@ def run(config: TrainConfig, job: Job) -> None:
     from fusion.cache import code_version, fingerprint
     from fusion.tracking.record import RunRecord, is_finished
 
+    is_worker = config.teacher.worker is not None
+    if not is_worker:
+        config = replace(config, teacher=replace(config.teacher, workers=1))  # who reads changes no target
     name = fingerprint({"settings": config.result_settings(), "code": code_version("fusion", "train")})
+    if is_worker:  # never skipped: the cache knows what was read, and may be gone
+        with RunRecord(job, "teaching", config.seed, name) as record:
+            read_share(config, record)
+        return
     if config.skip_finished and is_finished(job.folder, name):
         print(f"{job.name}: finished before with the same settings; skip_finished=false runs it again")
         return
     with RunRecord(job, "train", config.seed, name) as record:
         train(config, job, record)
+
+
+def read_share(config: TrainConfig, record: "RunRecord") -> None:
+    """One worker of the teacher pass: read its shards of every model, and stop."""
+    import torch
+
+    from fusion.training.prepare import prepare_share, sources
+    from fusion.world.resolve import with_world
+
+    torch.set_num_threads(config.threads)
+    config, _ = with_world(config)
+    record.lap("world")
+    shares = prepare_share(config)
+    record.lap("teaching")
+    teacher = config.teacher
+    for share in shares:
+        state = f"finished: {share.store}" if share.store else "not finished, shards of other workers are missing"
+        shards = f"{share.shards} of {share.all_shards} shards, {share.rows} rows"
+        print(f"worker {teacher.worker} of {teacher.workers}: {share.name}: {shards}; the store is {state}")
+    print("no training: this job is a worker (teacher.worker); when all have ended, run the command without it")
+    result = {"worker": teacher.worker, "workers": teacher.workers, "shares": [asdict(share) for share in shares]}
+    record.finish(result, {"pivot": config.pivot, "sources": sources(config), "data": config.data})
 
 
 def train(config: TrainConfig, job: Job, record: "RunRecord") -> None:

@@ -4,10 +4,11 @@ Sequence dimension: which source row has read what a pivot row has read (`bounda
 dimension: what a source token is among the pivot's (`MappingStatistics`, the strategies of `build_alignment`).
 """
 
-from fusion.alignment.alignment import Alignment, MappedRows, build_alignment
+from fusion.alignment.alignment import Alignment, MappedRows, Spoken, build_alignment
 from fusion.alignment.dtw import dtw_path
 from fusion.alignment.rows import Rows, boundary_rows
 from fusion.alignment.statistics import MappingStatistics
+from fusion.alignment.target_kind import TargetKind
 from fusion.alignment.vocabularies import VocabularyPair
 from fusion.dialogues.token_bytes import TokenBytes, token_bytes
 
@@ -16,6 +17,8 @@ __all__ = [
     "MappedRows",
     "MappingStatistics",
     "Rows",
+    "Spoken",
+    "TargetKind",
     "TokenBytes",
     "VocabularyPair",
     "boundary_rows",

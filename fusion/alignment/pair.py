@@ -1,34 +1,72 @@
-"""One source aligned to the pivot over a corpus: statistics, then every supervised row, through the cache."""
+"""One source aligned to the pivot over a corpus, shard by shard and through the cache.
 
+A shard is a run of dialogues in the order of their content hashes. Its rows and the counts behind the report are
+written when it is done, so a killed alignment goes on behind its last shard, and no more than a shard is in memory.
+"""
+
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fusion.alignment.alignment import Alignment, build_alignment
-from fusion.alignment.rows import Rows
-from fusion.alignment.statistics import MappingStatistics
-from fusion.cache import cached_folder, code_version, fingerprint, write_json
+from fusion.alignment.alignment import Alignment, build_alignment, strategy_builder
+from fusion.alignment.categories import TokenCategories
+from fusion.alignment.corpus import Corpus, Text
+from fusion.alignment.counting import corpus_statistics
+from fusion.alignment.disagreement import disagreement
+from fusion.alignment.relations import relations
+from fusion.alignment.report import RowFacts, Tally
+from fusion.alignment.target_kind import DISTRIBUTION, TargetKind
+from fusion.cache import cached_folder, code_version, write_json
+from fusion.config import UserError
 from fusion.config.schema import AlignmentConfig
-from fusion.dialogues.encode import Encoded, corpus_hash
+from fusion.dialogues.encode import Encoded
 from fusion.dialogues.reader import Reader
+from fusion.teaching.shards import INDEX
 from fusion.teaching.sparse_rows import SparseRows, SparseRowStore
 from fusion.teaching.store import DistributionStore, TeacherRows
 
+STAGE = "alignment"
 REPORT = "report.json"
 
 
 class AlignedStore(SparseRowStore):
-    """The source's distributions on the pivot's rows and tokens, and how well that went."""
+    """The source's targets on the pivot's supervised rows, not scaled, and how well that went."""
+
+    def __init__(self, folder: Path, paths: Mapping[str, Any] | None = None) -> None:
+        """`paths` says how far the authors' path is from exact bytes; it depends on the dialogues alone."""
+        super().__init__(folder)
+        self._paths = paths
+
+    @property
+    def kind(self) -> TargetKind:
+        """What the weights mean."""
+        return TargetKind.from_json(self._written["targets"])
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What `Tally.report` says, the kind of `targets`, `bytes_per_row` of the source's and of this store, and
+        `dtw` (see `disagreement`; None when that was not asked for). Raises UserError when the file is damaged.
+        """
+        return {**self._written, "dtw": self._paths}
 
     @cached_property
-    def report(self) -> dict[str, float]:
-        """Supervised rows; the shares that a source row speaks for (`aligned`) and that got mass (`covered`)."""
-        return json.loads((self.folder / REPORT).read_text("utf-8"))
+    def _written(self) -> dict[str, Any]:
+        return _read_json(self.folder / REPORT)
+
+    def verify(self) -> list[str]:
+        """Re-hash everything; one sentence per file that is missing, truncated or damaged."""
+        try:
+            self._written["targets"]
+        except UserError as error:
+            return [*super().verify(), *error.problems]
+        return super().verify()
 
 
 def align_pair(
@@ -41,28 +79,29 @@ def align_pair(
     settings: AlignmentConfig,
     cache: Path,
 ) -> AlignedStore:
-    """Align the source's rows of the dialogues `names` (content hashes); statistics are taken over the same ones."""
+    """Align the source's rows of the dialogues `names` (content hashes); statistics are taken over the same ones.
+
+    What becomes of rows without targets (`fallback`) and of mass without a token (`tail`) is decided later.
+
+    Raises:
+        UserError: an unknown strategy or option, a tokeniser without a byte table, or damaged files in the cache.
+    """
+    corpus = Corpus(pivot, source, pivot_tokens, source_tokens, sorted(set(names)))
     key = {
-        "pivot": pivot.tokenizer_hash,
-        "source": source.tokenizer_hash,
-        "pivot_tokens": corpus_hash({name: pivot_tokens[name] for name in names}),
+        **corpus.key(),
         "teacher": teacher.folder.name,
-        "names": fingerprint({"names": sorted(names)}),
         "strategy": settings.name,
         "path": settings.path,
         "options": settings.options,
+        "shard_dialogues": settings.shard_dialogues,
         "code": code_version("fusion.alignment", "fusion.dialogues", *_own_code(settings.name)),
     }
 
     def build(folder: Path) -> None:
-        texts = {name: _Text(pivot_tokens[name], source_tokens[name]) for name in sorted(names)}
-        alignment = _build(pivot, source, settings, texts)
-        tally = _Tally()
-        mapped = {name: _map(alignment, text, teacher[name], tally) for name, text in texts.items()}
-        SparseRowStore.write(folder, mapped)
-        write_json(folder / REPORT, tally.report())
+        _build(folder, corpus, teacher, settings, cache)
 
-    return AlignedStore(cached_folder(cache, "alignment", key, build))
+    folder = cached_folder(cache, STAGE, key, build)
+    return AlignedStore(folder, disagreement(corpus, settings.dtw_sample, cache))
 
 
 def _own_code(strategy: str) -> list[str]:
@@ -73,74 +112,95 @@ def _own_code(strategy: str) -> list[str]:
         return []
 
 
-@dataclass(frozen=True)
-class _Text:
-    """One dialogue as both models read it."""
+def _build(folder: Path, corpus: Corpus, teacher: DistributionStore, settings: AlignmentConfig, cache: Path) -> None:
+    """Align the shards that are missing, then write what stands over all."""
+    alignment = _alignment(corpus, settings, cache)
+    writer = _Shards(folder, alignment, TokenCategories(alignment.pair.pivot))
+    total = Tally()
+    for number, names in enumerate(corpus.shards(settings.shard_dialogues)):
+        if not writer.has(number):
+            writer.write(number, {name: (corpus[name], teacher[name]) for name in names})
+        total.merge(Tally.from_json(_read_json(writer.tally_file(number))))
+    SparseRowStore.finish(folder)
+    rows = max(int(total.rows_LC.sum()), 1)
+    size = sum(file.stat().st_size for file in (*folder.glob("*.safetensors"), folder / INDEX))
+    report = {
+        **total.report(alignment.kind.name == DISTRIBUTION),
+        "targets": alignment.kind.to_json(),
+        "bytes_per_row": {
+            "teacher": round(teacher.num_bytes / max(teacher.num_rows, 1), 2),
+            "aligned": round(size / rows, 2),
+        },
+    }
+    write_json(folder / REPORT, report)
 
-    pivot: Encoded
-    source: Encoded
 
-    def all_rows(self) -> tuple[Rows, Rows]:
-        return _rows(self.pivot), _rows(self.source)
-
-    def supervised_rows(self) -> tuple[Rows, Rows]:
-        return _rows(self.pivot, self.pivot.rows_R), _rows(self.source, self.source.rows_R)
-
-
-def _rows(encoded: Encoded, rows_R: np.ndarray | None = None) -> Rows:
-    return Rows.of(encoded.ids_N, encoded.ends_N, rows_R)
-
-
-def _build(pivot: Reader, source: Reader, settings: AlignmentConfig, texts: Mapping[str, _Text]) -> Alignment:
-    """The strategy with its statistics: over supervised rows, or, as the authors count, over the whole path."""
-    pivot_end, source_end = pivot.end_of_turn_id, source.end_of_turn_id
-    statistics = MappingStatistics(
-        pivot.tokenizer,
-        source.tokenizer,
-        settings.path,
-        pivot_end_of_turn=pivot_end,
-        source_end_of_turn=source_end,
-    )
-    for text in texts.values():
-        statistics.add_rows(*(text.supervised_rows() if settings.path == "bytes" else text.all_rows()))
+def _alignment(corpus: Corpus, settings: AlignmentConfig, cache: Path) -> Alignment:
+    """The strategy, with statistics of the corpus if it uses any."""
+    pivot, source = corpus.pivot, corpus.source
+    counts = uses_statistics(settings.name, settings.options)
     return build_alignment(
         settings.name,
         pivot.tokenizer,
         source.tokenizer,
-        statistics,
-        pivot_end_of_turn=pivot_end,
-        source_end_of_turn=source_end,
+        corpus_statistics(corpus, settings.path, settings.shard_dialogues, cache) if counts else None,
+        pivot_end_of_turn=pivot.end_of_turn_id,
+        source_end_of_turn=source.end_of_turn_id,
+        path=settings.path,
         **settings.options,
     )
 
 
-def _map(alignment: Alignment, text: _Text, spoken: TeacherRows, tally: "_Tally") -> SparseRows:
-    """Distributions on the pivot's supervised rows; the strategy sees whole dialogues, the store supervised rows."""
-    stored_N = np.full(len(text.source.ids_N) + 1, -1, dtype=np.int64)  # the extra place stands for "no row"
-    stored_N[text.source.rows_R] = np.arange(len(spoken.nll_R))
-    aligned_N = alignment.align(*text.all_rows())
-    source_row_R = stored_N[np.maximum(aligned_N[text.pivot.rows_R], -1)]
-    mapped = alignment.map_support(spoken.ids_RK, spoken.logprobs_RK, source_row_R)
-    rows = SparseRows(mapped.indptr, mapped.ids, mapped.weights.astype(np.float32))
-    tally.add(source_row_R, rows)
-    return rows
+def uses_statistics(strategy: str, options: Mapping[str, Any]) -> bool:
+    """False where the strategy's module says `USES_STATISTICS = False`, so that nothing has to be counted for it."""
+    module = inspect.getmodule(strategy_builder(strategy, options))
+    return bool(getattr(module, "USES_STATISTICS", True))
 
 
-class _Tally:
-    """Counts behind the report."""
+@dataclass(frozen=True)
+class _Shards:
+    """Writes the shards of one alignment."""
 
-    def __init__(self) -> None:
-        self.supervised = self.aligned = self.covered = 0
+    folder: Path
+    alignment: Alignment
+    categories: TokenCategories
 
-    def add(self, source_row_R: np.ndarray, rows: SparseRows) -> None:
-        self.supervised += len(source_row_R)
-        self.aligned += int((source_row_R >= 0).sum())
-        self.covered += int((~rows.is_empty_R).sum())
+    def tally_file(self, number: int) -> Path:
+        return self.folder / f"tally-{number:06d}.json"
 
-    def report(self) -> dict[str, float]:
-        total = max(self.supervised, 1)
-        return {
-            "supervised_rows": self.supervised,
-            "aligned": round(self.aligned / total, 6),
-            "covered": round(self.covered / total, 6),
-        }
+    def has(self, number: int) -> bool:
+        """The tally is written last."""
+        return SparseRowStore.has_shard(self.folder, number) and self.tally_file(number).is_file()
+
+    def write(self, number: int, dialogues: Mapping[str, tuple[Text, TeacherRows]]) -> None:
+        tally = Tally()
+        rows = {name: self._map(text, said, tally) for name, (text, said) in dialogues.items()}
+        SparseRowStore.append(self.folder, number, rows)
+        write_json(self.tally_file(number), tally.to_json())
+
+    def _map(self, text: Text, said: TeacherRows, tally: Tally) -> SparseRows:
+        """Targets on the pivot's supervised rows; the strategy sees whole dialogues."""
+        pivot, source = text.all_rows()
+        wanted_R, stored_S = text.pivot.rows_R, text.source.rows_R
+        spoken = self.alignment.speak(pivot, source, said, wanted_R, stored_S)
+        mass_R = np.bincount(spoken.targets.row_of_E, spoken.targets.weights_E, len(wanted_R))
+        facts = RowFacts(
+            relations(pivot, source)[wanted_R],
+            self.categories(pivot.next[wanted_R]),
+            (spoken.rows_R >= 0) & np.isin(spoken.rows_R, stored_S),
+            ~spoken.targets.is_empty_R,
+            mass_R,
+        )
+        tally.add(facts, text.pivot.exact, text.source.exact)
+        return spoken.targets
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        problem = f"{file}: this file is missing or damaged ({error}); delete {file.parent} to align again"
+        raise UserError(problem) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: this file is damaged; delete {file.parent} to align again")
+    return content

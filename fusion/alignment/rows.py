@@ -7,6 +7,7 @@ Legend: N tokens of a sequence, R rows chosen from it.
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.typing import ArrayLike
 
 UNALIGNED = -1
@@ -47,21 +48,26 @@ def boundary_rows(pivot_ends: ArrayLike, source_ends: ArrayLike) -> np.ndarray:
     """int32 [R_pivot]: the last source row that has read exactly the bytes of the pivot row, else -1.
 
     Both ends ascend (cumulative bytes). Negative ends are unknown and never align. The last row is the one that speaks
-    about the next byte when the source reads tokens of no width there. Time O(n log m), in practice linear.
+    about the next byte when the source reads tokens of no width there. Time O(n + m).
     """
-    pivot_R, source_S = np.asarray(pivot_ends, dtype=np.int64), np.asarray(source_ends, dtype=np.int64)
-    known = np.flatnonzero(source_S >= 0)
-    if not known.size:
-        return np.full(len(pivot_R), UNALIGNED, dtype=np.int32)
-    last = np.searchsorted(source_S[known], pivot_R, side="right") - 1
-    same = (last >= 0) & (source_S[known[last]] == pivot_R)
-    return np.where(same, known[last], UNALIGNED).astype(np.int32)
+    return _last_equal(np.asarray(pivot_ends, dtype=np.int64), np.asarray(source_ends, dtype=np.int64))
 
 
-def one_to_one_rows(pivot: Rows, source: Rows) -> np.ndarray:
-    """int32 [R_pivot]: source row whose token covers exactly the bytes of the token read at the pivot row, else -1."""
-    rows_R = boundary_rows(pivot.ends, source.ends)
-    return np.where((rows_R >= 0) & same_start(pivot, source, rows_R), rows_R, UNALIGNED).astype(np.int32)
+@njit(cache=True, nogil=True)
+def _last_equal(pivot_R: np.ndarray, source_S: np.ndarray) -> np.ndarray:
+    rows_R = np.full(len(pivot_R), UNALIGNED, dtype=np.int32)
+    ahead, last = 0, UNALIGNED  # first source row not looked at, last known one before it
+    for r in range(len(pivot_R)):
+        end = pivot_R[r]
+        if end < 0:
+            continue
+        while ahead < len(source_S) and source_S[ahead] <= end:
+            if source_S[ahead] >= 0:
+                last = ahead
+            ahead += 1
+        if last >= 0 and source_S[last] == end:
+            rows_R[r] = last
+    return rows_R
 
 
 def same_start(pivot: Rows, source: Rows, rows_R: np.ndarray) -> np.ndarray:
@@ -69,3 +75,30 @@ def same_start(pivot: Rows, source: Rows, rows_R: np.ndarray) -> np.ndarray:
     if not len(source):
         return np.zeros(len(pivot), dtype=bool)
     return (pivot.starts >= 0) & (pivot.starts == source.starts[rows_R])
+
+
+def ends_together(pivot: Rows, source: Rows, rows_R: np.ndarray) -> np.ndarray:
+    """bool [R_pivot]: the tokens predicted at the pivot row and at source row `rows_R` end at the same byte.
+
+    `pivot` and `source` are all rows of one dialogue: the token that a row predicts is read at the next one.
+    """
+    if not len(source):
+        return np.zeros(len(pivot), dtype=bool)
+    pivot_R, source_S = (np.append(rows.ends[1:], UNKNOWN) for rows in (pivot, source))
+    return (pivot_R >= 0) & (pivot_R == source_S[rows_R])
+
+
+def inner_rows(pivot_ends: ArrayLike, source_ends: ArrayLike) -> np.ndarray:
+    """int32 [R_pivot]: the source row before the token that the pivot row's place lies inside of, else -1.
+
+    Whatever lies on a boundary of the source, or beside places that are unknown, has none. All rows of one dialogue.
+    """
+    pivot_R, source_S = np.asarray(pivot_ends, dtype=np.int64), np.asarray(source_ends, dtype=np.int64)
+    known = np.flatnonzero(source_S >= 0)
+    behind = np.searchsorted(source_S[known], pivot_R, side="left")
+    inside = np.flatnonzero((pivot_R >= 0) & (behind > 0) & (behind < len(known)))
+    before, after = known[behind[inside] - 1], known[behind[inside]]
+    cut = (after == before + 1) & (source_S[after] > pivot_R[inside])
+    rows_R = np.full(len(pivot_R), UNALIGNED, dtype=np.int32)
+    rows_R[inside[cut]] = before[cut]
+    return rows_R

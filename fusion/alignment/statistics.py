@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import ArrayLike
 
 from fusion.alignment.dtw import dtw_path
@@ -17,6 +18,7 @@ from fusion.alignment.rows import Rows, boundary_rows
 from fusion.alignment.vocabularies import VocabularyPair
 from fusion.cache import write_bytes
 from fusion.config import UserError, raise_problems
+from fusion.dialogues.token_bytes import TokenBytes
 
 PATHS = ("bytes", "dtw")
 FIELD_BITS = 32
@@ -92,12 +94,8 @@ class MappingStatistics:
 
     def most_frequent(self) -> np.ndarray:
         """int32 [V_source]: the pivot id counted most often with each source id (ties: lowest id), -1 if never."""
-        pivot_P, source_P, count_P = self.counts.T
-        order = np.lexsort((pivot_P, -count_P, source_P))
-        seen, first = np.unique(source_P[order], return_index=True)
-        best_V = np.full(len(self.pair.source), -1, dtype=np.int32)
-        best_V[seen] = pivot_P[order][first]
-        return best_V
+        self._settle()
+        return _most_frequent(self._keys, self._counts, len(self.pair.source))
 
     def _byte_pairs(self, pivot: Rows, source: Rows) -> tuple[np.ndarray, np.ndarray]:
         rows_R = boundary_rows(pivot.ends, source.ends)
@@ -113,9 +111,8 @@ class MappingStatistics:
         width_R = hi_R - lo_R + 1
         position = np.repeat(np.arange(len(pivot)), width_R)
         offset = np.arange(len(position)) - np.repeat(np.cumsum(width_R) - width_R, width_R)
-        visits = np.stack([position, source.read[lo_R[position] + offset]], axis=1)
-        position, source_ids = np.unique(visits, axis=0).T
-        return pivot.read[position], source_ids
+        visits = np.unique(position << FIELD_BITS | source.read[lo_R[position] + offset])
+        return pivot.read[visits >> FIELD_BITS], visits & FIELD_MASK
 
     def _settle(self) -> None:
         """Fold the pending pairs into the sorted counts; here, once per distinct pair, bytes are compared."""
@@ -123,16 +120,21 @@ class MappingStatistics:
             keys, counts = np.unique(np.concatenate(self._pending), return_counts=True)
             self._pending, self._num_pending = [], 0
             if self.path == "bytes":
-                ids = zip((keys >> FIELD_BITS).tolist(), (keys & FIELD_MASK).tolist(), strict=True)
-                related = np.fromiter((self.pair.share_bytes(*pair) for pair in ids), dtype=bool, count=len(keys))
-                keys, counts = keys[related], counts[related]
+                related_P = self._share_bytes(keys >> FIELD_BITS, keys & FIELD_MASK)
+                keys, counts = keys[related_P], counts[related_P]
             self._fold(keys, counts)
 
+    def _share_bytes(self, pivot_P: np.ndarray, source_P: np.ndarray) -> np.ndarray:
+        """bool [P]: `pair.share_bytes` of many pairs."""
+        pair = self.pair
+        turn_ends = pair.pivot_end_of_turn, pair.source_end_of_turn
+        pivot_end, source_end = (-1 if end is None else end for end in turn_ends)
+        ours, theirs = _contents(pair.pivot), _contents(pair.source)
+        return _share_bytes(pivot_P, source_P, pivot_end, source_end, *ours, *theirs)
+
     def _fold(self, keys: np.ndarray, counts: np.ndarray) -> None:
-        mine = np.concatenate([self._counts, counts])
-        self._keys, inverse = np.unique(np.concatenate([self._keys, keys]), return_inverse=True)
-        self._counts = np.zeros(len(self._keys), dtype=np.int64)
-        np.add.at(self._counts, inverse, mine)
+        """Add the counts of other distinct keys, which ascend."""
+        self._keys, self._counts = _merged(self._keys, self._counts, keys, counts)
 
     def require_same(self, path: str, pair: VocabularyPair, what: str) -> None:
         """Raises UserError unless these counts are about `path` and the vocabularies of `pair`."""
@@ -150,6 +152,69 @@ def _require_equal(ours: list[str], theirs: list[str], what: str) -> None:
         if other != own
     ]
     raise_problems(problems)
+
+
+def _contents(table: TokenBytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.frombuffer(table.buffer, dtype=np.uint8), table.offsets, table.width
+
+
+@njit(cache=True, nogil=True)
+def _share_bytes(
+    pivot_P: np.ndarray,
+    source_P: np.ndarray,
+    pivot_end: int,
+    source_end: int,
+    pivot_buffer: np.ndarray,
+    pivot_offsets: np.ndarray,
+    pivot_width: np.ndarray,
+    source_buffer: np.ndarray,
+    source_offsets: np.ndarray,
+    source_width: np.ndarray,
+) -> np.ndarray:
+    related_P = np.empty(len(pivot_P), dtype=np.bool_)
+    for p in range(len(pivot_P)):
+        ours, theirs, shorter = pivot_P[p], source_P[p], 0
+        if ours < len(pivot_width) and theirs < len(source_width):
+            shorter = min(pivot_width[ours], source_width[theirs])
+        related_P[p] = shorter > 0 or (ours == pivot_end and theirs == source_end)
+        for at in range(shorter):
+            if pivot_buffer[pivot_offsets[ours] + at] != source_buffer[source_offsets[theirs] + at]:
+                related_P[p] = False
+                break
+    return related_P
+
+
+@njit(cache=True, nogil=True)
+def _merged(
+    keys_A: np.ndarray, counts_A: np.ndarray, keys_B: np.ndarray, counts_B: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct keys of two ascending lists, ascending, and their counts added up."""
+    keys = np.empty(len(keys_A) + len(keys_B), dtype=np.int64)
+    counts = np.empty(len(keys), dtype=np.int64)
+    a = b = size = 0
+    while a < len(keys_A) or b < len(keys_B):
+        in_a = a < len(keys_A) and (b == len(keys_B) or keys_A[a] <= keys_B[b])
+        in_b = b < len(keys_B) and (a == len(keys_A) or keys_B[b] <= keys_A[a])
+        keys[size], counts[size] = (keys_A[a] if in_a else keys_B[b]), 0
+        if in_a:
+            counts[size] += counts_A[a]
+            a += 1
+        if in_b:
+            counts[size] += counts_B[b]
+            b += 1
+        size += 1
+    return keys[:size].copy(), counts[:size].copy()
+
+
+@njit(cache=True, nogil=True)
+def _most_frequent(keys_P: np.ndarray, counts_P: np.ndarray, num_source: int) -> np.ndarray:
+    """int32 [V_source]; pivot ids ascend with the keys, so the first of equal counts is the lowest."""
+    best_V, count_V = np.full(num_source, -1, dtype=np.int32), np.zeros(num_source, dtype=np.int64)
+    for p in range(len(keys_P)):
+        source = keys_P[p] & FIELD_MASK
+        if source < num_source and counts_P[p] > count_V[source]:
+            best_V[source], count_V[source] = keys_P[p] >> FIELD_BITS, counts_P[p]
+    return best_V
 
 
 def published_path(

@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fusion.alignment.rows import UNKNOWN, Rows
+from fusion.config import UserError
 from fusion.dialogues.token_bytes import TokenBytes, token_bytes
 
 UNMAPPED = -1
+BYTES, DTW = "bytes", "dtw"
+PATHS = (BYTES, DTW)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,6 +27,8 @@ class VocabularyPair:
     source: TokenBytes
     pivot_end_of_turn: int | None
     source_end_of_turn: int | None
+    path: str = BYTES
+    """How two sequences are laid side by side: `bytes` (both have read the same) or `dtw` (the authors' path)."""
 
     @classmethod
     def of(
@@ -32,12 +37,23 @@ class VocabularyPair:
         source_tokenizer: Any,
         pivot_end_of_turn: int | None = None,
         source_end_of_turn: int | None = None,
+        path: str = BYTES,
     ) -> "VocabularyPair":
-        """Byte tables of both; an end of turn that is not given is the tokeniser's end of sequence."""
-        given = (pivot_end_of_turn, source_end_of_turn)
-        tokenizers = (pivot_tokenizer, source_tokenizer)
-        ends = [tok.eos_token_id if end is None else end for tok, end in zip(tokenizers, given, strict=True)]
-        return cls(*tokenizers, token_bytes(pivot_tokenizer), token_bytes(source_tokenizer), *ends)
+        """Byte tables of both; an end of turn that is not given is the tokeniser's end of sequence.
+
+        Raises UserError for an unknown path or a tokeniser without a byte table.
+        """
+        if path not in PATHS:
+            raise UserError(f"alignment.path={path}: choose one of {', '.join(PATHS)}")
+        return cls(
+            pivot_tokenizer,
+            source_tokenizer,
+            token_bytes(pivot_tokenizer),
+            token_bytes(source_tokenizer),
+            pivot_tokenizer.eos_token_id if pivot_end_of_turn is None else pivot_end_of_turn,
+            source_tokenizer.eos_token_id if source_end_of_turn is None else source_end_of_turn,
+            path,
+        )
 
     @cached_property
     def equal_ids(self) -> np.ndarray:

@@ -3,8 +3,10 @@
 from fusion.cache.atomic import fsync_tree, write_bytes, write_json, write_text
 from fusion.cache.fingerprint import canonical_json, code_version, file_hash, fingerprint, folder_hash
 from fusion.cache.folder import cached_folder
+from fusion.cache.shared import Pieces, make_share, shared_folder
 
 __all__ = [
+    "Pieces",
     "cached_folder",
     "canonical_json",
     "code_version",
@@ -12,6 +14,8 @@ __all__ = [
     "fingerprint",
     "folder_hash",
     "fsync_tree",
+    "make_share",
+    "shared_folder",
     "write_bytes",
     "write_json",
     "write_text",

@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock
 
@@ -15,6 +16,21 @@ log = logging.getLogger(__name__)
 KEY_FILE = "key.json"
 
 
+class Places(NamedTuple):
+    """Where a folder is built, locked and found."""
+
+    folder: Path
+    working: Path
+    """It has this name until it is finished."""
+    lock: Path
+    piece_locks: Path
+
+    @classmethod
+    def of(cls, root: Path, stage: str, key: Mapping[str, object]) -> "Places":
+        parent, name = root / stage, fingerprint(key)
+        return cls(parent / name, parent / f".{name}.building", parent / f".{name}.lock", parent / f".{name}.locks")
+
+
 def cached_folder(root: Path, stage: str, key: Mapping[str, object], build: Callable[[Path], None]) -> Path:
     """Return the folder `root/stage/<fingerprint of key>`, calling `build(folder)` when it is not there yet.
 
@@ -22,23 +38,34 @@ def cached_folder(root: Path, stage: str, key: Mapping[str, object], build: Call
     temporary folder outlives a kill, so a build that writes finished shards finds them on the next call. A second
     process that wants the same folder waits for the first.
     """
-    name = fingerprint(key)
-    folder, working = root / stage / name, root / stage / f".{name}.building"
+    places = Places.of(root, stage, key)
+    folder, working = places.folder, places.working
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{name}.lock"):
+    with FileLock(places.lock):
         if folder.is_dir():
             return folder
-        log.info("%s: building %s", stage, name)
+        log.info("%s: building %s", stage, folder.name)
         working.mkdir(exist_ok=True)
-        for torn in working.rglob(".*.tmp"):  # of a write that was killed
-            torn.unlink()
+        _delete_torn(working)
         build(working)
-        write_text(working / KEY_FILE, canonical_json(key))
-        fsync_tree(working)
-        working.rename(folder)
+        publish(places, key)
     return folder
+
+
+def publish(places: Places, key: Mapping[str, object]) -> None:
+    """Let the finished working folder appear, flushed, under its own name. The caller holds its lock."""
+    _delete_torn(places.working)
+    write_text(places.working / KEY_FILE, canonical_json(key))
+    fsync_tree(places.working)
+    places.working.rename(places.folder)
+
+
+def _delete_torn(working: Path) -> None:
+    """Delete what killed writes have left."""
+    for torn in working.rglob(".*.tmp"):
+        torn.unlink()
 
 
 def discard_unfinished(root: Path) -> int:
@@ -46,4 +73,6 @@ def discard_unfinished(root: Path) -> int:
     leftovers = list(root.glob("*/.*.building"))
     for leftover in leftovers:
         shutil.rmtree(leftover)
+    for locks in root.glob("*/.*.locks"):
+        shutil.rmtree(locks)
     return len(leftovers)

@@ -49,11 +49,12 @@ def launch(entry: str, run: Callable[[Any, Job], None]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then hands errors to us instead of printing them
     register()
     failures: list[str] = []
+    starter = os.getpid()
     try:
         if not UNCHECKED_FLAGS & set(sys.argv[1:]):
             raise_problems(command_line_problems(entry, sys.argv[1:]))
         hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=entry)(
-            lambda config: _run(entry, run, config, failures)
+            lambda config: _run(entry, run, config, failures, starter)
         )()
     except UserError as error:
         _complain(error.problems)
@@ -63,7 +64,7 @@ def launch(entry: str, run: Callable[[Any, Job], None]) -> None:
         _complain(failures)
 
 
-def _run(entry: str, run: Callable[[Any, Job], None], config: DictConfig, failures: list[str]) -> None:
+def _run(entry: str, run: Callable[[Any, Job], None], config: DictConfig, failures: list[str], starter: int) -> None:
     """One job. In a sweep the user's mistakes in one job do not stop the others; they are told at the end."""
     job = _job(entry, config)
     try:
@@ -73,7 +74,10 @@ def _run(entry: str, run: Callable[[Any, Job], None], config: DictConfig, failur
     except UserError as error:
         if job.sweep is None:
             _complain(error.problems)
-        failures += [f"{job.name}: {problem}" for problem in error.problems]
+        problems = [f"{job.name}: {problem}" for problem in error.problems]
+        if os.getpid() != starter:  # a launcher with processes of its own: only Hydra brings errors back
+            raise UserError(problems) from error
+        failures += problems
 
 
 def _job(entry: str, config: DictConfig) -> Job:

@@ -101,6 +101,8 @@ def _combinations(settings: TrainConfig) -> Iterator[str]:
         yield f"teacher.worker={teacher.worker}: a number from 0 to below {teacher.workers} is expected"
     if teacher.processes > 1 and teacher.placement not in ("tensor_parallel", "fsdp"):
         yield f"teacher.processes={teacher.processes}: only placement=tensor_parallel and fsdp split a model"
+    if teacher.placement in ("tensor_parallel", "fsdp") and teacher.processes < 2:
+        yield f"teacher.processes={teacher.processes}: placement={teacher.placement} needs 2 or more"
     devices = settings.parallel.devices * settings.parallel.num_nodes
     if settings.parallel.name == "single" and devices > 1:
         yield f"parallel=single trains on one device, not on {devices}; leave parallel.devices and num_nodes at 1"

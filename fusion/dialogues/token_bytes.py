@@ -6,7 +6,7 @@ Legend: N tokens of a sequence, V ids of a tokeniser (special tokens and holes i
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,17 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fusion.dialogues.byte_walk import (
+    ALL_SEGMENTS,
+    NO_SEGMENT,
+    ONE_SEGMENT,
+    ORDINARY,
+    SPECIAL,
+    SWALLOWS_LEFT,
+    SWALLOWS_RIGHT,
+    content_ends,
+    spelled_ends,
+)
 from fusion.dialogues.token_spelling import (
     EVERY_SEGMENT,
     FIRST_SEGMENT,
@@ -25,7 +36,7 @@ from fusion.dialogues.token_spelling import (
     read_spelling,
 )
 
-WHITE_SPACE = b" \t\n\r\x0b\x0c"
+PREFIXED_SEGMENTS = {NOWHERE: NO_SEGMENT, FIRST_SEGMENT: ONE_SEGMENT, EVERY_SEGMENT: ALL_SEGMENTS}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,34 +80,35 @@ class TokenBytes:
         text with and without a first space alike; where the text is at hand, `text_ends` knows which it is.
         """
         ids_N = np.asarray(ids, dtype=np.int64)
-        return np.cumsum(self.width[ids_N] - self._absent(ids_N))
+        return content_ends(ids_N, self.offsets, self._buffer_B, self._event_V, PREFIXED_SEGMENTS[self.dummy_prefix])
 
     def joined(self, ids: ArrayLike) -> bytes:
         """The content bytes of a whole sequence, as long as the last of `ends`."""
         ids_N = np.asarray(ids, dtype=np.int64)
-        absent_N = self._absent(ids_N)
-        return self._gather(self.offsets[ids_N] + absent_N, self.width[ids_N] - absent_N)
+        read_N = np.diff(self.ends(ids_N), prepend=0)
+        return self._gather(self.offsets[ids_N + 1] - read_N, read_N)
 
     def written(self, ids: ArrayLike) -> bytes:
         """The literal bytes of any ids one after the other, special tokens and dummy prefixes spelled out."""
         ids_N = np.asarray(ids, dtype=np.int64)
         return self._gather(self.offsets[ids_N], self.offsets[ids_N + 1] - self.offsets[ids_N])
 
-    def _absent(self, ids_N: np.ndarray) -> np.ndarray:
-        """int64 [N]: 1 where a token starts with a dummy prefix."""
-        absent_N = np.zeros(len(ids_N), dtype=np.int64)
-        starts = [start for start, _ in self._segments(ids_N) if not self.is_special[ids_N[start]]]
-        for start in {NOWHERE: [], FIRST_SEGMENT: starts[:1], EVERY_SEGMENT: starts}[self.dummy_prefix]:
-            absent_N[start] = self[ids_N[start]].startswith(b" ")
-        return absent_N
-
     def _gather(self, starts_N: np.ndarray, widths_N: np.ndarray) -> bytes:
         shift_N = starts_N - (np.cumsum(widths_N) - widths_N)
-        return self._bytes[np.repeat(shift_N, widths_N) + np.arange(widths_N.sum())].tobytes()
+        return self._buffer_B[np.repeat(shift_N, widths_N) + np.arange(widths_N.sum())].tobytes()
 
     @cached_property
-    def _bytes(self) -> np.ndarray:
+    def _buffer_B(self) -> np.ndarray:
         return np.frombuffer(self.buffer, dtype=np.uint8)
+
+    @cached_property
+    def _event_V(self) -> np.ndarray:
+        """uint8 [V]: what every id is to the byte walk."""
+        event_V = np.full(len(self.width), ORDINARY, dtype=np.uint8)
+        event_V[self.special] = SPECIAL
+        for token, (left, right) in self.swallows.items():
+            event_V[token] |= SWALLOWS_LEFT * left | SWALLOWS_RIGHT * right
+        return event_V
 
     def text_ends(self, ids: ArrayLike, text: bytes) -> np.ndarray | None:
         """int64 [N]: bytes of `text` (UTF-8) read once each token is read; None if the tokens do not spell `text`.
@@ -104,51 +116,9 @@ class TokenBytes:
         Special tokens that stand in the text have the width of their literal, added ones (BOS, EOS) none. A space
         that is not in the text but starts a segment between special tokens (the dummy prefix) has no width.
         """
-        ids_N = np.asarray(ids, dtype=np.int64)
-        ends_N, position = np.zeros(len(ids_N), dtype=np.int64), 0
-        for start, stop in self._segments(ids_N):
-            if self.is_special[ids_N[start]]:
-                ends_N[start] = self._event_end(int(ids_N[start]), text, position)
-            else:
-                spelled = self._segment_ends(ids_N[start:stop], text, position)
-                if spelled is None:
-                    return None
-                ends_N[start:stop] = spelled
-            position = int(ends_N[stop - 1])
-        return ends_N if position == len(text) else None
-
-    def _segments(self, ids_N: np.ndarray) -> Iterator[tuple[int, int]]:
-        """Half-open ranges: every special token alone, every run between them whole."""
-        start = 0
-        for event in np.flatnonzero(self.is_special[ids_N]).tolist():
-            if event > start:
-                yield start, event
-            yield event, event + 1
-            start = event + 1
-        if len(ids_N) > start:
-            yield start, len(ids_N)
-
-    def _event_end(self, token: int, text: bytes, position: int) -> int:
-        left, right = self.swallows.get(token, (False, False))
-        begin = _after_white_space(text, position) if left else position
-        literal = self.literal(token)
-        if not text.startswith(literal, begin):
-            return position
-        return _after_white_space(text, begin + len(literal)) if right else begin + len(literal)
-
-    def _segment_ends(self, ids_N: np.ndarray, text: bytes, position: int) -> np.ndarray | None:
-        content = self.written(ids_N)
-        absent = 0 if text.startswith(content, position) else 1
-        if absent and not (content[:1] == b" " and text.startswith(content[1:], position)):
-            return None
-        return np.cumsum(self.width[ids_N]) + (position - absent)
-
-    @cached_property
-    def is_special(self) -> np.ndarray:
-        """bool [V]."""
-        mask_V = np.zeros(len(self.width), dtype=bool)
-        mask_V[self.special] = True
-        return mask_V
+        ids_N, text_T = np.asarray(ids, dtype=np.int64), np.frombuffer(text, dtype=np.uint8)
+        ends_N, spelled = spelled_ends(ids_N, self.offsets, self._buffer_B, self._event_V, text_T)
+        return ends_N if spelled else None
 
     @cached_property
     def id_of(self) -> dict[bytes, int]:
@@ -219,9 +189,3 @@ def _table(spelling: Spelling) -> TokenBytes:
         dummy_prefix=kind.dummy_prefix,
         swallows={token: sides for token, sides in swallows.items() if any(sides)},
     )
-
-
-def _after_white_space(text: bytes, position: int) -> int:
-    while position < len(text) and text[position] in WHITE_SPACE:
-        position += 1
-    return position

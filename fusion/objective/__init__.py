@@ -1,4 +1,4 @@
-"""The objective: fusion functions choose one sparse distribution per row, one sparse cross-entropy distils it."""
+"""The objective: fusion functions choose one sparse target per row, the loss of its kind distils it."""
 
 from typing import TYPE_CHECKING
 

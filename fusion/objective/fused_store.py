@@ -14,6 +14,7 @@ import numpy as np
 from fusion.cache import write_json
 from fusion.dialogues.encode import Encoded
 from fusion.objective.fuse import FusedDialogue
+from fusion.objective.target_form import TargetForm
 from fusion.teaching.sparse_rows import SparseRows, SparseRowStore
 
 
@@ -26,7 +27,7 @@ class FusedExample:
     rows_R: np.ndarray
     """int64 positions t whose row predicts token t + 1."""
     targets: SparseRows
-    """The fused distribution of every row; an empty row has no fusion term."""
+    """The fused target of every row; an empty row has no fusion term."""
 
 
 class FusedStore:
@@ -43,6 +44,7 @@ class FusedStore:
         fused: Mapping[str, FusedDialogue],
         examples: Sequence[str],
         summary: Mapping[str, object],
+        form: TargetForm,
     ) -> None:
         """Write the dialogues of `fused`; `examples` are the ones to train on, in the order of the input."""
         names = sorted(fused)
@@ -57,6 +59,7 @@ class FusedStore:
         write_json(folder / "winners.json", winners)
         write_json(folder / "examples.json", list(examples))
         write_json(folder / "summary.json", dict(summary))
+        write_json(folder / "form.json", form.to_json())
 
     @cached_property
     def examples(self) -> list[str]:
@@ -69,6 +72,11 @@ class FusedStore:
     @cached_property
     def summary(self) -> dict[str, object]:
         return json.loads((self.folder / "summary.json").read_text("utf-8"))
+
+    @cached_property
+    def form(self) -> TargetForm:
+        """What the targets say: training takes the loss that belongs to it."""
+        return TargetForm.from_json(json.loads((self.folder / "form.json").read_text("utf-8")))
 
     @cached_property
     def lengths(self) -> np.ndarray:

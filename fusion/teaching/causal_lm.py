@@ -4,7 +4,8 @@ Tensor legend: B dialogues, T tokens, H hidden size, V vocabulary, R rows.
 """
 
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -16,8 +17,11 @@ from fusion.config import UserError
 from fusion.config.schema import ModelConfig
 
 
-def load_causal_lm(model: ModelConfig, dtype: str | None = None) -> PreTrainedModel:
+def load_causal_lm(model: ModelConfig, dtype: str | None = None, **placing: Any) -> PreTrainedModel:
     """Load `model.path` from safetensors, in `dtype` (default: the setting's), in evaluation mode.
+
+    `placing` says where the weights go, in the words of transformers' `from_pretrained` (device_map,
+    distributed_config); nothing of it means the CPU.
 
     Raises:
         UserError: the folder is missing, holds no safetensors weights, or is no causal language model.
@@ -32,15 +36,25 @@ def load_causal_lm(model: ModelConfig, dtype: str | None = None) -> PreTrainedMo
             trust_remote_code=model.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told of below
+            **placing,
         )
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{model.name} (path={model.path}): the model cannot be loaded: {reason[0]}") from error
     loaded, details = found
-    if details["missing_keys"]:  # transformers would draw them at random
-        lacking = ", ".join(sorted(details["missing_keys"])[:3])
-        raise UserError(f"{model.name} (path={model.path}): the model cannot be loaded: its files lack {lacking}")
+    _check_weights(model, details)
     return loaded.eval()
+
+
+def _check_weights(model: ModelConfig, details: Mapping[str, Any]) -> None:
+    """Refuse what transformers would draw at random: weights that the files lack, or have in another shape."""
+    where = f"{model.name} (path={model.path}): the model cannot be loaded"
+    if details["missing_keys"]:
+        raise UserError(f"{where}: its files lack {', '.join(sorted(details['missing_keys'])[:3])}")
+    if details["mismatched_keys"]:
+        name, stored, wanted = min(details["mismatched_keys"])
+        raise UserError(f"{where}: {name} is {list(stored)} in its files, but its config asks for {list(wanted)}")
 
 
 def stored_dtype(model: ModelConfig) -> torch.dtype:
@@ -51,8 +65,9 @@ def stored_dtype(model: ModelConfig) -> torch.dtype:
 
 
 def final_hidden(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Hidden states after the last layer and norm, before the head: [B, T, H]."""
-    return model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+    """Hidden states after the last layer and norm, before the head: [B, T, H], on the device of `ids_BT`."""
+    hidden = model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+    return hidden.to(ids_BT.device)  # the layers of a model that is spread over devices may end on another one
 
 
 def head(model: PreTrainedModel) -> torch.nn.Linear:
@@ -62,10 +77,21 @@ def head(model: PreTrainedModel) -> torch.nn.Linear:
     return module
 
 
+def logits_device(model: PreTrainedModel) -> torch.device:
+    """The device on which `head(model)` leaves logits; token ids are given there, hooks move them if need be."""
+    weight = head(model).weight
+    if weight.device.type != "meta":
+        return weight.device
+    # Offloaded weights visit the first accelerator of the map that accelerate has made, else the CPU.
+    placed = cast(dict[str, int | str], model.hf_device_map)
+    devices = [device for device in placed.values() if device not in ("cpu", "disk")]
+    return torch.device(devices[0] if devices else "cpu")
+
+
 @torch.no_grad()
 def has_plain_head(model: PreTrainedModel) -> bool:
     """Whether logits are exactly head(hidden): false for models that scale or cap them (Gemma-2, Granite, Cohere)."""
-    device = next(model.parameters()).device
+    device = logits_device(model)
     ids_BT = torch.arange(1, 9, device=device).unsqueeze(0) % int(model.config.get_text_config().vocab_size)
     mask_BT = torch.ones_like(ids_BT)
     logits = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits.float()

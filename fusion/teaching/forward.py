@@ -3,17 +3,24 @@
 Tensor legend: B dialogues, T tokens, H hidden size, V vocabulary, R supervised rows, K candidates.
 """
 
+import copy
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
+from fusion.config import UserError
+from fusion.config.schema import TeacherConfig
 from fusion.dialogues.encode import Encoded
-from fusion.teaching.causal_lm import final_hidden, has_plain_head, head
-from fusion.teaching.store import TeacherRows
+from fusion.teaching.causal_lm import final_hidden, has_plain_head, head, logits_device
+from fusion.teaching.selection import joined, select, uniforms
+from fusion.teaching.teacher_rows import TeacherRows
 
 CHUNK_LOGITS = 1 << 22
 """Logits that exist at the same time; fresh memory is what costs on a CPU."""
@@ -56,10 +63,16 @@ class RowReader:
     """Hands out the logits of supervised rows of one model, chunk by chunk."""
 
     def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
+        """Raises UserError for a model whose logits cannot be had of some rows alone."""
         self.model = model
-        self.device = next(model.parameters()).device
+        self.device = logits_device(model)
         self.vocab_size = vocab_size
         self._plain_head = has_plain_head(model)
+        if not self._plain_head and not has_own_logits(model):
+            raise UserError(
+                f"{model.config.model_type} models: their logits cannot be computed row by row from their decoder's "
+                "output, so they cannot teach; use a model of another architecture"
+            )
 
     @torch.no_grad()
     def chunks(self, batch: Sequence[Encoded]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -79,24 +92,78 @@ class RowReader:
         if self._plain_head:
             hidden = final_hidden(self.model, ids_BT, mask_BT).flatten(0, 1)
             return lambda rows: head(self.model)(hidden[rows])
-        logits = self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits.flatten(0, 1)
-        return lambda rows: logits[rows]
+        states = self.model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+        return lambda rows: own_logits(self.model, states, rows)
 
 
-def teacher_rows(reader: RowReader, batch: Sequence[Encoded], top_k: int, temperature: float) -> list[TeacherRows]:
-    """Top-k distributions of a batch at `temperature`; the NLL of the reference is at temperature 1.
+def own_logits(model: PreTrainedModel, states: ModelOutput, rows: Tensor) -> Tensor:
+    """Logits [R, V] at flat positions `rows` of a decoder's output, by all that the model's own forward does to them.
+
+    For models that scale or cap logits behind the head: their forward runs over a decoder that answers with the
+    hidden states of these rows, as if they were one dialogue.
+    """
+    hidden = states["last_hidden_state"].flatten(0, 1)
+    chosen = copy.copy(states)
+    chosen["last_hidden_state"] = hidden[rows.to(hidden.device)].unsqueeze(0)
+    ids_BT = torch.zeros(1, len(rows), dtype=torch.long, device=hidden.device)
+    with _answering(model.base_model, chosen):
+        return model(input_ids=ids_BT, use_cache=False).logits[0].to(rows.device)
+
+
+@contextmanager
+def _answering(decoder: torch.nn.Module, states: ModelOutput) -> Iterator[None]:
+    """Let `decoder` say `states` whatever it is asked."""
+    hooked = decoder.__dict__.get("forward")  # of the object alone: accelerate puts its hooks there
+    decoder.forward = lambda *_, **__: states
+    try:
+        yield
+    finally:
+        del decoder.forward
+        if hooked is not None:
+            decoder.forward = hooked
+
+
+@torch.no_grad()
+def has_own_logits(model: PreTrainedModel) -> bool:
+    """Whether `own_logits` are the logits of `model`: not if its forward asks for more than its decoder's output."""
+    ids_BT = torch.arange(1, 9, device=logits_device(model)).reshape(2, 4)
+    ids_BT %= int(model.config.get_text_config().vocab_size)
+    asked = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT), "use_cache": False}
+    logits = model(**asked).logits.flatten(0, 1)
+    rows = torch.arange(7, 0, -1, device=logits.device)
+    ours = own_logits(model, model.base_model(**asked), rows)
+    return torch.allclose(logits[rows].float(), ours.float(), rtol=1e-2, atol=1e-3, equal_nan=True)
+
+
+def teacher_rows(
+    reader: RowReader, batch: Sequence[Encoded], content_hashes: Sequence[str], settings: TeacherConfig
+) -> list[TeacherRows]:
+    """What is kept of the distributions of a batch (`settings.rows`), at `settings.temperature`; one per dialogue.
+
+    The NLL of the reference is at temperature 1. `content_hashes` name the dialogues; draws depend on them.
 
     Raises:
-        FloatingPointError: a row has NaN or infinite logits; the message gives the dialogue's place in the batch.
+        FloatingPointError: a row has NaN or infinite logits; the message names the dialogue.
     """
-    parts: list[tuple[np.ndarray, ...]] = []
+    bounds = np.cumsum([0, *(len(encoded.rows_R) for encoded in batch)]).tolist()
+    draws = settings.draws if settings.rows == "random" else 0
+    uniforms_RN = np.concatenate(
+        [uniforms(name, b - a, draws) for name, (a, b) in zip(content_hashes, pairwise(bounds), strict=True)]
+    )
+    parts, nlls, start = [], [], 0
     for logits_RV, references_R in reader.chunks(batch):
-        if not bool(torch.isfinite(logits_RV).all()):
-            raise FloatingPointError("the model gives NaN or infinite logits")
-        nll_R = torch.nn.functional.cross_entropy(logits_RV, references_R, reduction="none")
-        logprobs_RK, ids_RK = (logits_RV / temperature).log_softmax(-1).topk(min(top_k, logits_RV.shape[-1]))
-        tail_R = (1 - logprobs_RK.exp().sum(-1)).clamp(min=0)
-        parts.append(tuple(part.cpu().numpy() for part in (ids_RK.int(), logprobs_RK, tail_R, nll_R)))
-    ids, logprobs, tail, nll = (np.concatenate(column) for column in zip(*parts, strict=True))
-    bounds = np.cumsum([0, *(len(encoded.rows_R) for encoded in batch)])
-    return [TeacherRows(ids[a:b], logprobs[a:b], tail[a:b], nll[a:b]) for a, b in pairwise(bounds)]
+        broken = torch.nonzero(~torch.isfinite(logits_RV).all(-1))
+        if len(broken):
+            name = content_hashes[bisect_right(bounds, start + int(broken[0])) - 1]
+            raise FloatingPointError(f"the model gives NaN or infinite logits in dialogue {name}")
+        end = start + len(references_R)
+        parts.append(select((logits_RV / settings.temperature).log_softmax(-1), uniforms_RN[start:end], settings))
+        nlls.append(torch.nn.functional.cross_entropy(logits_RV, references_R, reduction="none").cpu().numpy())
+        start = end
+    nll_R = np.concatenate(nlls)
+    ids_RK, logprobs_RK, tail_R = joined(parts)
+    widths = np.maximum.reduceat((ids_RK >= 0).sum(1), bounds[:-1]).tolist()
+    return [
+        TeacherRows(ids_RK[a:b, :width], logprobs_RK[a:b, :width], tail_R[a:b], nll_R[a:b])
+        for (a, b), width in zip(pairwise(bounds), widths, strict=True)
+    ]

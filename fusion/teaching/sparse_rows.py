@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fusion.teaching import shards
+
 
 @dataclass(frozen=True)
 class SparseRows:
-    """CSR rows: entries `indptr[r]:indptr[r + 1]` are row r; the weights are probabilities, the rest to 1 is the tail."""
+    """CSR rows: entries `indptr[r]:indptr[r + 1]` are row r; weights are probabilities, the rest to 1 is the tail."""
 
     indptr_R: np.ndarray
     """int64 [R + 1]."""
@@ -83,49 +85,69 @@ def _shares(row_E: np.ndarray, weights_E: np.ndarray, num_rows: int) -> np.ndarr
 
 
 class SparseRowStore(Mapping[str, SparseRows]):
-    """Memory-mapped sparse rows of many dialogues, found by content hash."""
+    """Memory-mapped sparse rows of many dialogues, found by content hash.
+
+    Shards are appended in any order, by any process; each appears whole or not at all. A shard lists its dialogues in
+    the order of their hashes, so equal rows are equal bytes. Nothing is read before the first question.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @staticmethod
     def write(folder: Path, dialogues: Mapping[str, SparseRows]) -> None:
-        """Write the rows of `dialogues` (content hash -> rows) into `folder`, in the order of their hashes."""
-        assert dialogues, "there are no dialogues to write"
-        names = sorted(dialogues)
-        rows = [dialogues[name] for name in names]
-        arrays = {
-            "content_hash": np.frombuffer(bytes.fromhex("".join(names)), dtype=np.uint8).reshape(len(names), -1),
-            "dialogue_indptr": np.cumsum([0, *(len(row) for row in rows)]),
-            "row_indptr": np.concatenate(([0], np.cumsum(np.concatenate([np.diff(row.indptr_R) for row in rows])))),
-            "ids": np.concatenate([row.ids_E for row in rows]),
-            "weights": np.concatenate([row.weights_E for row in rows]),
-        }
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array)
+        """Write the rows of `dialogues` (content hash -> rows) into `folder` at once: one shard, finished."""
+        SparseRowStore.append(folder, 0, dialogues)
+        SparseRowStore.finish(folder)
 
-    def _array(self, name: str) -> np.ndarray:
-        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+    @staticmethod
+    def has_shard(folder: Path, number: int) -> bool:
+        return shards.has_shard(folder, number)
+
+    @staticmethod
+    def append(folder: Path, number: int, rows: Mapping[str, SparseRows]) -> None:
+        """Write shard `number` atomically; UserError when there are no dialogues, or one has no row."""
+        blocks = [shards.Block([name], [len(rows[name])], _to_bytes(rows[name])) for name in sorted(rows)]
+        shards.write_shard(folder, number, blocks)
+
+    @staticmethod
+    def finish(folder: Path) -> None:
+        """Write the index over all shards that are there; only then can the store be read."""
+        shards.finish(folder, {"what": "sparse rows"})
+
+    def verify(self) -> list[str]:
+        """Re-hash everything; one sentence per file that is missing, truncated or damaged."""
+        return shards.verify(self.folder)
 
     @cached_property
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return {name: self._array(name) for name in ("dialogue_indptr", "row_indptr", "ids", "weights")}
-
-    @cached_property
-    def _where(self) -> dict[str, int]:
-        return {row.tobytes().hex(): position for position, row in enumerate(self._array("content_hash"))}
+    def _shards(self) -> shards.ShardReader:
+        return shards.ShardReader(self.folder)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._shards)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+        return iter(self._shards)
+
+    def __contains__(self, content_hash: object) -> bool:
+        return content_hash in self._shards
 
     def __getitem__(self, content_hash: str) -> SparseRows:
-        arrays, position = self._arrays, self._where[content_hash]
-        first, last = arrays["dialogue_indptr"][position], arrays["dialogue_indptr"][position + 1]
-        indptr = np.asarray(arrays["row_indptr"][first : last + 1])
-        entries = slice(int(indptr[0]), int(indptr[-1]))
-        return SparseRows(
-            indptr - indptr[0], np.asarray(arrays["ids"][entries]), np.asarray(arrays["weights"][entries])
-        )
+        """The rows of a dialogue; UserError when their bytes are damaged."""
+        place = self._shards.find(content_hash)
+        shard = self._shards.shard(place.shard)
+        return _from_bytes(shard.block(place.block), shard.rows_of_block(place.block)[0])
+
+
+def _to_bytes(rows: SparseRows) -> bytes:
+    """Entries of every row, ids, probabilities: 4 bytes each."""
+    columns = (np.diff(rows.indptr_R).astype("<u4"), rows.ids_E.astype("<i4"), rows.weights_E.astype("<f4"))
+    return b"".join(column.tobytes() for column in columns)
+
+
+def _from_bytes(data: np.ndarray, num_rows: int) -> SparseRows:
+    numbers = data.view("<i4")
+    middle = num_rows + (len(numbers) - num_rows) // 2
+    indptr = np.zeros(num_rows + 1, dtype=np.int64)
+    np.cumsum(numbers[:num_rows], out=indptr[1:])
+    return SparseRows(indptr, numbers[num_rows:middle], numbers[middle:].view("<f4"))

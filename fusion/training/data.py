@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fusion.alignment.target_kind import SPANS
 from fusion.config.schema import TrainConfig
 from fusion.objective.fused_store import FusedExample, FusedStore
+from fusion.objective.target_form import TargetForm
 from fusion.teaching.forward import pad
 from fusion.training.prepare import Prepared, prepare
 from fusion.training.sampler import BatchPlan, make_plan
@@ -28,9 +30,10 @@ class FusionBatch(NamedTuple):
     rows_R: Tensor
     """int64 positions of the supervised rows in the flattened [B * T]."""
     targets_RK: Tensor
-    """int64 target ids; column 0 is the reference token, the others are the fused distribution."""
+    """int64: column 0 is the reference token; the others are the fused target, whose ids are what the kind of the
+    targets says. The id of a span is the place of its first row in this batch."""
     weights_RK: Tensor
-    """float32: column 0 is 1, the others are fused probabilities (all 0: no fusion term in this row)."""
+    """float32: column 0 is 1, the others are fused weights (all 0: no fusion term in this row)."""
     step_rows: Tensor
     """int64 scalar: supervised rows of the whole optimiser step, over all devices and micro-batches."""
 
@@ -50,16 +53,19 @@ class MicroBatches(Dataset):
         chosen = self.plan.micro_batches(step, self.world, self.rank, self.per_rank)[part]
         step_rows = int(self.store.num_rows[self.plan.step(step)].sum())
         if not len(chosen):
-            return idle(collate([self.store[int(self.plan.step(step)[0])]], step_rows))
-        return collate([self.store[int(example)] for example in chosen], step_rows)
+            return idle(collate([self.store[int(self.plan.step(step)[0])]], step_rows, self.store.form))
+        return collate([self.store[int(example)] for example in chosen], step_rows, self.store.form)
 
 
-def collate(examples: list[FusedExample], step_rows: int) -> FusionBatch:
+def collate(examples: list[FusedExample], step_rows: int, form: TargetForm) -> FusionBatch:
     """Pad dialogues and stack their sparse targets; `step_rows` normalises the loss."""
     ids_BT, mask_BT = pad([example.ids_N for example in examples], CPU)
     width = ids_BT.shape[1]
     columns = max(int(np.diff(example.targets.indptr_R).max()) for example in examples)
     targets, weights = zip(*(example.targets.padded(columns) for example in examples), strict=True)
+    if form.kind.name == SPANS:  # their ids count the rows of a dialogue
+        firsts = np.cumsum([0, *(len(example.rows_R) for example in examples)])
+        targets = tuple(first + ids for first, ids in zip(firsts, targets, strict=False))
     references = np.concatenate([example.ids_N[example.rows_R + 1] for example in examples]).astype(np.int64)
     rows = np.concatenate([number * width + example.rows_R for number, example in enumerate(examples)])
     return FusionBatch(
@@ -94,6 +100,12 @@ class FusionDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         self.prepared = self.prepared or prepare(self.config)
+
+    @property
+    def form(self) -> TargetForm:
+        """What the targets say."""
+        assert self.prepared is not None, "setup() comes first"
+        return self.prepared.fused.form
 
     @property
     def world_size(self) -> int:

@@ -40,6 +40,7 @@ def fit(config: TrainConfig, data: FusionDataModule, loggers: list[Logger]) -> F
         data.total_steps,
         data.accumulation,
         config.trainer.gradient_checkpointing,
+        data.form,
     )
     trainer = pl.Trainer(
         accelerator=config.parallel.accelerator,

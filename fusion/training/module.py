@@ -11,13 +11,16 @@ from transformers import PreTrainedModel
 
 from fusion.config import UserError
 from fusion.config.schema import ModelConfig, ObjectiveConfig, OptimConfig
-from fusion.objective.sparse_loss import sparse_loss
+from fusion.objective.target_form import TargetForm
+from fusion.objective.target_loss import Head, TargetLoss, Targets, target_loss
 from fusion.teaching.causal_lm import final_hidden, has_plain_head, head, load_causal_lm
 from fusion.training.data import FusionBatch
 
 
 class FusionModule(pl.LightningModule):
-    """Trains a copy of the pivot on `ce_weight * CE(reference) + (1 - ce_weight) * CE(fused distribution)`.
+    """Trains a copy of the pivot on `ce_weight * CE(reference) + (1 - ce_weight) * D(fused target)`.
+
+    D is the loss that belongs to the form of the targets (`fusion.objective.target_loss`); sft has no D.
 
     The loss is the mean over the supervised tokens of the whole optimiser step: sums of all micro-batches and devices
     over their common number of rows, not a mean of means.
@@ -33,11 +36,13 @@ class FusionModule(pl.LightningModule):
         total_steps: int,
         accumulation: int = 1,
         gradient_checkpointing: bool = False,
+        form: TargetForm | None = None,
     ) -> None:
         super().__init__()
         self.pivot, self.objective, self.optim = pivot, objective, optim
         self.total_steps, self.accumulation = total_steps, accumulation
         self.gradient_checkpointing = gradient_checkpointing
+        self.form = form or TargetForm()
         self.is_loaded = False
 
     def configure_model(self) -> None:
@@ -57,35 +62,26 @@ class FusionModule(pl.LightningModule):
 
     def training_step(self, batch: FusionBatch, batch_index: int) -> Tensor:
         hidden_RH = final_hidden(self.model, batch.ids_BT, batch.mask_BT).flatten(0, 1)[batch.rows_R]
-        output = head(self.model)
-        loss, logprobs_RK = sparse_loss(
-            hidden_RH,
-            output.weight,
-            batch.targets_RK,
-            self.target_weights(batch),
-            bias_V=output.bias,
-            chunk_size=self.objective.chunk_rows or None,
-        )
-        self._log_parts(loss.detach(), logprobs_RK, batch)
+        found = self._loss(hidden_RH, batch)
+        self._log_parts(found, len(batch.rows_R))
         # Lightning divides by the micro-batches of a step, and averages gradients over devices: both are undone.
-        return loss * (self.accumulation * self.trainer.world_size) / batch.step_rows
+        return found.loss * (self.accumulation * self.trainer.world_size) / batch.step_rows
 
-    def target_weights(self, batch: FusionBatch) -> Tensor:
-        """Weights of reference and fused entries: float32 [R, K]."""
+    def _loss(self, hidden_RH: Tensor, batch: FusionBatch) -> TargetLoss:
+        output = head(self.model)
+        outlet = Head(output.weight, output.bias)
+        chunk_rows = self.objective.chunk_rows or None
+        targets = Targets(batch.targets_RK, batch.weights_RK)
         if self.objective.name == "sft":
-            share = torch.zeros_like(batch.weights_RK[:1])
-            share[:, 0] = 1
-        else:
-            share = torch.full_like(batch.weights_RK[:1], 1 - self.objective.ce_weight)
-            share[:, 0] = self.objective.ce_weight
-        return batch.weights_RK * share
+            references = Targets(*(column_RK[:, :1] for column_RK in targets))
+            return target_loss(hidden_RH, outlet, references, TargetForm(), 1.0, chunk_rows)
+        return target_loss(hidden_RH, outlet, targets, self.form, self.objective.ce_weight, chunk_rows)
 
-    def _log_parts(self, loss: Tensor, logprobs_RK: Tensor, batch: FusionBatch) -> None:
-        rows = len(batch.rows_R)
+    def _log_parts(self, found: TargetLoss, rows: int) -> None:
         parts = {
-            "loss": loss / rows,
-            "ce": -logprobs_RK[:, 0].mean(),
-            "fusion": -(batch.weights_RK * logprobs_RK)[:, 1:].sum() / rows,
+            "loss": found.loss.detach() / rows,
+            "ce": found.ce / rows,
+            "fusion": found.fusion / rows,
             "lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
         }
         self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=rows)

@@ -2,21 +2,13 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import pytest
+from tokenizer_pairs import CORPUS, SHARED, wrap
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fusion.alignment import VocabularyPair
-
-SHARED = Path(__file__).resolve().parents[2] / "../shared"
-SPOKEN = "The ratio of poles and wires is 1:3. They calculated the calculation of the poles, 北京 and 日本語 👍🏽."
-CORPUS = [SPOKEN, "  two leading  spaces\n\nand lines", "naïve café e\u0301"]
-
-
-def wrap(backend: Tokenizer, end_of_turn: str) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end_of_turn)
 
 
 @pytest.fixture(scope="session")

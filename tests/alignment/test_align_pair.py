@@ -7,11 +7,11 @@ import pytest
 
 from fusion.alignment import pair as module
 from fusion.alignment.pair import align_pair
+from fusion.alignment.target_kind import TargetKind
 from fusion.config import UserError
 from fusion.config.schema import AlignmentConfig, TeacherConfig
 from fusion.dialogues.dialogue import chat
 from fusion.dialogues.reader import encode_all, make_readers
-from fusion.objective.fuse import pivot_vote
 from fusion.teaching.teach import teach
 
 DIALOGUES = [
@@ -57,13 +57,15 @@ def refuse(*_, **__):
 def test_a_twin_says_what_the_pivot_says(align, taught, name):
     aligned = align(1, AlignmentConfig(name=name))
     _, tokens, stores = taught["shared"]
-    assert aligned.report == {
-        "supervised_rows": sum(len(tokens[0][one].rows_R) for one in NAMES),
-        "aligned": 1.0,
-        "covered": 1.0,
-    }
+    report = aligned.report
+    rows = sum(len(tokens[0][one].rows_R) for one in NAMES)
+    assert (report["supervised_rows"], report["aligned"], report["covered"]) == (rows, 1.0, 1.0)
+    assert report["kinds"]["1-1"]["rows"] == rows
+    assert (report["dtw"]["another_row"], report["dtw"]["no_row"], report["unproven_rows"]) == (0, 0, 0)
+    kept = sum(len(tokens[0][one].rows_R) - stores[1][one].tail_R.sum(dtype=float) for one in NAMES) / rows
+    assert report["mass_kept"] == pytest.approx(kept, abs=0.01)
     for one in NAMES:
-        own = pivot_vote("pivot", stores[0][one], 0.0).rows
+        own = TargetKind().own(stores[0][one])
         for found, wanted in zip(aligned[one].padded(6), own.padded(6), strict=True):
             order = np.argsort(aligned[one].padded(6)[0]), np.argsort(own.padded(6)[0])
             np.testing.assert_allclose(
@@ -92,7 +94,7 @@ def test_rows_are_distributions_over_pivot_tokens(align, taught, template, setti
         assert rows.ids_E.max() < readers[0].vocab_size
         assert rows.ids_E.min() >= 0
         sums = np.bincount(rows.row_of_E, weights=rows.weights_E, minlength=len(rows))
-        np.testing.assert_allclose(sums[~rows.is_empty_R], 1, atol=1e-6)
+        assert (sums <= 1 + 1e-5).all()
         covered += int((~rows.is_empty_R).sum())
     total = aligned.report["supervised_rows"]
     assert aligned.report["covered"] == pytest.approx(covered / total, abs=1e-6)

@@ -14,7 +14,7 @@ from rapidfuzz.distance import Levenshtein
 from fusion.alignment import MappingStatistics, Rows, boundary_rows, build_alignment
 from fusion.config import UserError
 
-NAMES = ("em", "mined", "ms", "ms_released")
+NAMES = ("em", "mined", "ms", "ms_released", "strict", "bpm", "canonical", "uld", "random")
 DIALOGUES = [["The ratio of poles", "is 1:3."], ["calculated calculation 北京"], ["e\u0301 👍🏽\n\n two"]]
 
 

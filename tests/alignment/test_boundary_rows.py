@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.alignment import Rows, boundary_rows, token_bytes
-from fusion.alignment.rows import one_to_one_rows
+from fusion.alignment.sequence import BytePath
 
 ends = st.lists(st.integers(0, 4), max_size=12).map(np.cumsum)
 
@@ -26,6 +26,28 @@ def test_unknown_ends_never_align(pivot_ends, source_ends, random):
     assert rows[0] == -1
     expected = [max((j for j, end in enumerate(hidden) if end == e), default=-1) for e in pivot_ends]
     assert rows[1:].tolist() == expected
+
+
+def _searched(pivot_ends, source_ends):
+    """The same by binary search, in whole arrays."""
+    pivot_R, source_S = np.asarray(pivot_ends, dtype=np.int64), np.asarray(source_ends, dtype=np.int64)
+    known = np.flatnonzero(source_S >= 0)
+    if not known.size:
+        return np.full(len(pivot_R), -1)
+    last = np.searchsorted(source_S[known], pivot_R, side="right") - 1
+    return np.where((last >= 0) & (source_S[known[last]] == pivot_R), known[last], -1)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.integers(0, 3), max_size=60).map(np.cumsum), st.lists(st.integers(0, 3), max_size=60), st.data())
+def test_equals_the_binary_search_with_unknown_places(pivot_ends, source_steps, data):
+    source_ends = np.cumsum(np.array(source_steps, dtype=np.int64))
+    hidden = [data.draw(st.lists(st.booleans(), min_size=len(e), max_size=len(e))) for e in (pivot_ends, source_ends)]
+    sides = [
+        np.where(np.array(gone, dtype=bool), -1, ends)
+        for gone, ends in zip(hidden, (pivot_ends, source_ends), strict=True)
+    ]
+    assert boundary_rows(*sides).tolist() == _searched(*sides).tolist()
 
 
 @settings(max_examples=200, deadline=None)
@@ -82,7 +104,7 @@ def test_one_to_one_needs_the_same_start():
     pivot = Rows.of([1, 2, 3, 4], [2, 4, 6, 8])
     source = Rows.of([5, 6, 7, 8, 9], [2, 3, 4, 6, 8])
     assert boundary_rows(pivot.ends, source.ends).tolist() == [0, 2, 3, 4]
-    assert one_to_one_rows(pivot, source).tolist() == [0, -1, 3, 4]
+    assert BytePath().walk(pivot, source).is_same_R.tolist() == [True, False, True, True]
 
 
 def test_chosen_rows_know_their_neighbours():

@@ -49,8 +49,25 @@ def test_equals_the_textbook_on_long_ties(random):
     assert [list(range(a, b + 1)) for a, b in zip(lo, hi, strict=True)] == _plain_path(source, pivot)
 
 
+@settings(max_examples=15, deadline=None)
+@given(random=st.randoms(use_true_random=False), ahead=st.integers(0, 120), cut=st.integers(0, 60))
+def test_equals_the_textbook_far_from_the_diagonal(random, ahead, cut):
+    """One side says much that the other does not: the first bound comes from a poor path."""
+    words = random.choices(["the", "Ġthe", "▁the", "x", "京都", "abcdefgh", "1", " "], k=150)
+    source, pivot = ["qq"] * ahead + words, words[cut:] + ["zzz"] * random.randrange(1, 90)
+    lo, hi = dtw_path(source, pivot)
+    assert [list(range(a, b + 1)) for a, b in zip(lo, hi, strict=True)] == _plain_path(source, pivot)
+
+
+def test_one_piece_against_many():
+    assert [ends.tolist() for ends in dtw_path(["a"], ["a"] * 300)] == [[0] * 300] * 2
+    assert [ends.tolist() for ends in dtw_path(["a"] * 300, ["a"])] == [[0], [299]]
+    assert [ends.tolist() for ends in dtw_path(["b"] * 300, ["a", "b"])] == [[0, 1], [0, 299]]
+
+
 def test_every_golden_path(golden, real_pair):
     pivot_pieces, source_pieces = map(Pieces, real_pair)
+    assert len(golden["dialogues"]) == 36
     for dialogue in golden["dialogues"]:
         lo, hi = dtw_path(source_pieces(dialogue["source_ids"]), pivot_pieces(dialogue["pivot_ids"]))
         assert [list(range(a, b + 1)) for a, b in zip(lo, hi, strict=True)] == dialogue["path"]

@@ -50,6 +50,11 @@ BROKEN = [
     ("optim.betas", (0.9, 1.0)),
     ("optim.betas", (-0.1, 0.9)),
     ("source.name", TrainConfig().pivot.name),
+    ("teacher.processes", 2),
+    ("teacher.placement", "fsdp"),
+    ("teacher.placement", "tensor_parallel"),
+    ("teacher.worker", 1),
+    ("teacher.worker", -1),
 ]
 
 

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from tiny_models import encoder
 
+from fusion.alignment.target_kind import TargetKind
 from fusion.dialogues.dialogue import chat
 from fusion.objective.fuse import FusedDialogue
 from fusion.objective.fused_store import FusedStore
+from fusion.objective.target_form import TargetForm
 from fusion.teaching.sparse_rows import gather_entries
+
+FORM = TargetForm(TargetKind("spans", 7.0), "bucket")
 
 
 def fused_of(encoded, seed):
@@ -18,7 +22,7 @@ def fused_of(encoded, seed):
     row_E = np.repeat(np.arange(rows), 3)
     weights = rng.random(3 * rows) * (rng.random(3 * rows) > 0.4)
     return FusedDialogue(
-        gather_entries(row_E, rng.integers(0, 99, 3 * rows), weights, rows), f"model {seed % 2}", seed
+        gather_entries(row_E, rng.integers(0, 99, 3 * rows), weights, rows), f"model {seed % 2}", seed, {}
     )
 
 
@@ -29,7 +33,7 @@ def written(tmp_path):
     fused = {name: fused_of(one, seed) for seed, (name, one) in enumerate(encoded.items())}
     names = list(encoded)
     examples = [names[3], names[0], names[3], names[4]]
-    FusedStore.write(tmp_path, encoded, fused, examples, {"who_won": {"a": 2}})
+    FusedStore.write(tmp_path, encoded, fused, examples, {"who_won": {"a": 2}}, FORM)
     return FusedStore(tmp_path), encoded, fused, examples
 
 
@@ -54,11 +58,17 @@ def test_winners_and_summary(written):
     assert store.summary == {"who_won": {"a": 2}}
 
 
+def test_the_form_is_known_without_the_settings(written):
+    assert written[0].form == FORM
+
+
 def test_equal_content_is_equal_bytes(written, tmp_path):
     store, encoded, fused, examples = written
     again = tmp_path / hashlib.md5(b"again").hexdigest()
     again.mkdir()
-    FusedStore.write(again, dict(reversed(encoded.items())), dict(reversed(fused.items())), examples, store.summary)
+    FusedStore.write(
+        again, dict(reversed(encoded.items())), dict(reversed(fused.items())), examples, store.summary, FORM
+    )
     for file in again.iterdir():
         assert file.read_bytes() == (store.folder / file.name).read_bytes()
 
@@ -66,6 +76,6 @@ def test_equal_content_is_equal_bytes(written, tmp_path):
 def test_a_store_may_train_on_nothing(written, tmp_path):
     _, encoded, fused, _ = written
     (tmp_path / "empty").mkdir()
-    FusedStore.write(tmp_path / "empty", encoded, fused, [], {})
+    FusedStore.write(tmp_path / "empty", encoded, fused, [], {}, FORM)
     store = FusedStore(tmp_path / "empty")
     assert len(store) == len(store.lengths) == len(store.num_rows) == 0

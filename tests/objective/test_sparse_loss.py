@@ -87,7 +87,7 @@ def test_a_mixture_of_reference_and_distribution_is_the_papers_loss():
 
 def test_log_probabilities_are_reported_and_detached():
     hidden, head, ids, weights, bias = problem(7, 4, 6, 3, seed=3, bias=True)
-    _, logprobs = sparse_loss(hidden, head, ids, weights, bias_V=bias, chunk_size=3)
+    _, logprobs, _ = sparse_loss(hidden, head, ids, weights, bias_V=bias, chunk_size=3)
     expected = torch.nn.functional.linear(hidden, head, bias).log_softmax(-1).gather(-1, ids)
     torch.testing.assert_close(logprobs, expected.detach(), rtol=1e-12, atol=1e-12)
     assert not logprobs.requires_grad
@@ -170,7 +170,7 @@ def test_huge_logits_stay_finite():
     [
         ({"head": (6, 5)}, "do not fit each other"),
         ({"hidden": (3, 4, 1)}, "do not fit each other"),
-        ({"ids": (3, 2)}, "do not fit 3 rows"),
+        ({"ids": (3, 2)}, "do not fit weights"),
         ({"ids": (2, 3), "weights": (2, 3)}, "do not fit 3 rows"),
     ],
 )

@@ -1,5 +1,6 @@
 """From settings to fused targets: every step once, through the cache, with a report that adds up."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,6 @@ from stage1_settings import DIALOGUES, settings, source_of
 from fusion.config import UserError
 from fusion.config.schema import AlignmentConfig, DataConfig, FusionConfig, ObjectiveConfig, SourceConfig
 from fusion.dialogues.dialogue import chat
-from fusion.training import prepare as module
 from fusion.training.prepare import prepare, sources
 
 
@@ -32,6 +32,9 @@ def test_the_report_adds_up(config):
     assert counts["dropped"] == {}
     assert sum(report["who_won"].values()) == counts["train"] == report["trained_on"] == len(fused)
     assert set(report["who_won"]) <= {"pivot", "source"}
+    assert set(report["rows_won"]) == {"pivot", "source"}
+    assert sum(report["rows_won"].values()) == pytest.approx(1, abs=1e-5)
+    assert json.loads(json.dumps(report)) == report
     assert report["supervised_rows"] == fused.num_rows.sum()
     assert report["fallback_share"] == pytest.approx(report["fallback_rows"] / report["supervised_rows"], abs=1e-6)
     assert 0.2 < report["alignment"]["source"]["aligned"] <= 1
@@ -53,10 +56,10 @@ def test_every_target_row_is_a_distribution(config):
 
 def test_a_second_call_does_nothing_again(config, monkeypatch):
     first = prepare(config)
-    for name in ("load_causal_lm", "_write_store"):
+    for name in ("place", "write_shard"):
         monkeypatch.setattr(f"fusion.teaching.teach.{name}", refuse)
     monkeypatch.setattr("fusion.alignment.pair._build", refuse)
-    monkeypatch.setattr(module, "fuse", refuse)
+    monkeypatch.setattr("fusion.training.fusing.fuse", refuse)
     second = prepare(config)
     assert second.fused.folder == first.fused.folder
     assert second.report == first.report
@@ -65,14 +68,14 @@ def test_a_second_call_does_nothing_again(config, monkeypatch):
 
 def test_a_change_of_the_objective_costs_no_pass(config, monkeypatch):
     prepare(config)
-    monkeypatch.setattr("fusion.teaching.teach.load_causal_lm", refuse)
+    monkeypatch.setattr("fusion.teaching.teach.place", refuse)
     prepare(replace(config, objective=ObjectiveConfig(ce_weight=0.9), seed=7))
     prepare(replace(config, fusion=FusionConfig(name="source_only")))
     prepare(replace(config, alignment=AlignmentConfig(name="em", fallback="skip")))
 
 
 def test_sft_reads_no_teacher(config, monkeypatch):
-    monkeypatch.setattr("fusion.teaching.teach.load_causal_lm", refuse)
+    monkeypatch.setattr("fusion.teaching.teach.place", refuse)
     nowhere = SourceConfig(name="source", path="/nowhere")
     prepared = prepare(replace(config, objective=ObjectiveConfig(name="sft"), source=nowhere))
     assert prepared.report["who_won"] == {"references": len(prepared.fused)}
@@ -85,9 +88,9 @@ def test_a_model_taught_by_itself_always_wins_as_the_pivot(config, tiny_pivot):
     twin = replace(tiny_pivot, name="twin")
     prepared = prepare(replace(config, source=source_of(twin)))
     assert prepared.report["who_won"] == {"pivot": len(prepared.fused)}
-    assert prepared.report["alignment"]["twin"] == pytest.approx(
-        {"supervised_rows": prepared.fused.num_rows.sum(), "aligned": 1.0, "covered": 1.0}
-    )
+    aligned = prepared.report["alignment"]["twin"]
+    assert aligned["supervised_rows"] == prepared.fused.num_rows.sum()
+    assert aligned["aligned"] == aligned["covered"] == 1
     assert prepared.report["fallback_rows"] == 0
     assert prepared.heldout_won == []
 
@@ -131,7 +134,7 @@ def test_several_sources_fused_into_one_target(config, tiny_source, tiny_pivot):
 
 
 def test_wrong_names_are_told_before_anything_runs(config, monkeypatch):
-    monkeypatch.setattr("fusion.teaching.teach.load_causal_lm", refuse)
+    monkeypatch.setattr("fusion.teaching.teach.place", refuse)
     with pytest.raises(UserError, match=r"fusion\.name=nope"):
         prepare(replace(config, fusion=FusionConfig(name="nope")))
 
@@ -141,7 +144,7 @@ def test_a_changed_function_of_the_user_is_a_new_store(config, tmp_path, monkeyp
     folders = []
     for name, chosen in (("first_try", 0), ("second_try", 1)):
         (tmp_path / f"{name}.py").write_text(
-            f"def choose(ce_M):\n    return [float(m == {chosen}) for m in range(2)]\n"
+            f"def choose(ce_UM):\n    return [[float(m == {chosen}) for m in range(2)] for _ in ce_UM]\n"
         )
         prepared = prepare(replace(config, fusion=FusionConfig(name=f"{name}.choose")))
         folders.append(prepared.fused.folder)

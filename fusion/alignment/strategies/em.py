@@ -3,16 +3,19 @@
 import numpy as np
 
 from fusion.alignment.alignment import Alignment
-from fusion.alignment.rows import Rows, one_to_one_rows
+from fusion.alignment.rows import UNALIGNED, Rows
 from fusion.alignment.statistics import MappingStatistics
 from fusion.alignment.vocabularies import VocabularyPair
 
+USES_STATISTICS = False
+
 
 class ExactMatch(Alignment):
-    """Rows: the tokens read cover the same bytes. Vocabulary: equal byte strings; the rest is dropped."""
+    """Rows: the tokens read cover the same text. Vocabulary: equal byte strings; the rest is dropped."""
 
     def align(self, pivot: Rows, source: Rows) -> np.ndarray:
-        return one_to_one_rows(pivot, source)
+        walk = self.sequence.walk(pivot, source)
+        return np.where(walk.is_same_R, walk.rows_R, UNALIGNED).astype(np.int32)
 
     def targets(self, source_ids: np.ndarray) -> np.ndarray:
         return self.pair.equal_ids[source_ids]

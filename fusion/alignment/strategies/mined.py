@@ -1,19 +1,19 @@
 """`mined`, minimum edit distance: FuseLLM's vocabulary map. https://arxiv.org/abs/2401.10491 (section 3.2)."""
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from rapidfuzz.distance import Levenshtein
-from rapidfuzz.process import cdist
 
 from fusion.alignment.alignment import Alignment
-from fusion.alignment.rows import UNALIGNED, Rows, boundary_rows, same_start
+from fusion.alignment.nearest import NearestStrings
+from fusion.alignment.rows import UNALIGNED, Rows
 from fusion.alignment.statistics import MappingStatistics
 from fusion.alignment.vocabularies import UNMAPPED, VocabularyPair
 from fusion.dialogues.token_bytes import TokenBytes
 
+USES_STATISTICS = False
 UNSOUGHT = -2
-QUERIES_AT_ONCE = 64
 
 
 class MinimumEditDistance(Alignment):
@@ -28,34 +28,38 @@ class MinimumEditDistance(Alignment):
         super().__init__(pair)
         self._targets_V = np.where(pair.equal_ids >= 0, pair.equal_ids, UNSOUGHT)
         self._targets_V[pair.source.width == 0] = np.maximum(pair.equal_ids, UNMAPPED)[pair.source.width == 0]
-        self._source_strings = _strings(pair.source, pair.source_tokenizer)
-        strings = _strings(pair.pivot, pair.pivot_tokenizer)
-        near = [
-            token for token in range(len(strings)) if pair.pivot.width[token] and token not in pair.pivot.byte_pieces
-        ]
-        self._near_ids, self._near_strings = np.array(near, dtype=np.int32), [strings[token] for token in near]
+
+    @cached_property
+    def _source_strings(self) -> list[str]:
+        return token_strings(self.pair.source, self.pair.source_tokenizer)
+
+    @cached_property
+    def _near(self) -> tuple[np.ndarray, NearestStrings]:
+        """The pivot ids that may be near, and their strings."""
+        table, strings = self.pair.pivot, token_strings(self.pair.pivot, self.pair.pivot_tokenizer)
+        ids = [token for token in range(len(table)) if table.width[token] and token not in table.byte_pieces]
+        return np.array(ids, dtype=np.int32), NearestStrings([strings[token] for token in ids])
 
     def align(self, pivot: Rows, source: Rows) -> np.ndarray:
-        rows_R = boundary_rows(pivot.ends, source.ends)
+        walk = self.sequence.walk(pivot, source)
         if not len(source):
-            return rows_R
-        alike = same_start(pivot, source, rows_R) | (self.targets(source.read)[rows_R] == pivot.read)
-        return np.where((rows_R >= 0) & alike, rows_R, UNALIGNED).astype(np.int32)
+            return walk.rows_R
+        alike_R = walk.is_same_R | (self.targets(source.read)[walk.rows_R] == pivot.read)
+        return np.where((walk.rows_R >= 0) & alike_R, walk.rows_R, UNALIGNED).astype(np.int32)
 
     def targets(self, source_ids: np.ndarray) -> np.ndarray:
-        wanted = np.unique(source_ids)
-        unsought = wanted[self._targets_V[wanted] == UNSOUGHT]
-        for start in range(0, len(unsought), QUERIES_AT_ONCE):
-            self._seek(unsought[start : start + QUERIES_AT_ONCE])
+        """As everywhere; `targets(np.arange(len(pair.source)))` is the whole map."""
+        targets = self._targets_V[source_ids]
+        unsought = targets == UNSOUGHT
+        if not unsought.any():
+            return targets
+        wanted = np.unique(source_ids[unsought])
+        ids, strings = self._near
+        self._targets_V[wanted] = ids[strings.nearest([self._source_strings[token] for token in wanted.tolist()])]
         return self._targets_V[source_ids]
 
-    def _seek(self, source_ids: np.ndarray) -> None:
-        queries = [self._source_strings[token] for token in source_ids.tolist()]
-        distances = cdist(queries, self._near_strings, scorer=Levenshtein.distance, dtype=np.int32)
-        self._targets_V[source_ids] = self._near_ids[distances.argmin(axis=1)]
 
-
-def _strings(table: TokenBytes, tokenizer: Any) -> list[str]:
+def token_strings(table: TokenBytes, tokenizer: Any) -> list[str]:
     """Every token as text where its bytes are text, else as the tokeniser writes it."""
     raw = tokenizer.convert_ids_to_tokens(list(range(len(table))))
     return [_string(table[token], piece or "") for token, piece in enumerate(raw)]

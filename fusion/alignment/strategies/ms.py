@@ -3,13 +3,13 @@
 import numpy as np
 
 from fusion.alignment.alignment import Alignment
-from fusion.alignment.rows import Rows, boundary_rows
+from fusion.alignment.rows import Rows
 from fusion.alignment.statistics import MappingStatistics
 from fusion.alignment.vocabularies import VocabularyPair
 
 
 class MappingStatisticsAlignment(Alignment):
-    """Rows: the last source row that has read the same bytes (1-1, n-1 and 1-n alike).
+    """Rows: the last source row that has read the same text (1-1, n-1 and 1-n alike).
 
     Vocabulary: the equal byte string, else the pivot token counted most often with the source token, else dropped.
     """
@@ -20,7 +20,7 @@ class MappingStatisticsAlignment(Alignment):
         self._targets_V = np.where(pair.equal_ids >= 0, pair.equal_ids, frequent_V)
 
     def align(self, pivot: Rows, source: Rows) -> np.ndarray:
-        return boundary_rows(pivot.ends, source.ends)
+        return self.sequence.walk(pivot, source).rows_R
 
     def targets(self, source_ids: np.ndarray) -> np.ndarray:
         return self._targets_V[source_ids]

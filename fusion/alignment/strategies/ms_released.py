@@ -29,8 +29,10 @@ CONTAINED = 0.1
 class ReleasedAlignment(Alignment):
     """`align` gives -1 where the authors train on the reference token alone, and -2 where they train on nothing.
 
-    The path runs over the tokens that the given rows have read: rows of the whole dialogue give the published path.
+    It always walks the published path, over the tokens that the given rows have read.
     """
+
+    sums_masses = False
 
     def __init__(self, pair: VocabularyPair, statistics: MappingStatistics, use_matrix: bool) -> None:
         super().__init__(pair)
@@ -49,9 +51,6 @@ class ReleasedAlignment(Alignment):
         bounds = zip(ours, lo_R.tolist(), hi_R.tolist(), strict=True)
         return np.array([self._row(piece, theirs[lo : hi + 1], lo) for piece, lo, hi in bounds], dtype=np.int32)
 
-    def map_support(self, ids_SK: ArrayLike, logprobs_SK: ArrayLike, rows_R: ArrayLike) -> MappedRows:
-        return mapped_rows(*self._mapped(ids_SK, logprobs_SK, rows_R), add_up=False)
-
     def map_rows(
         self,
         pivot_ids: ArrayLike,
@@ -60,13 +59,12 @@ class ReleasedAlignment(Alignment):
         source_topk_logits_SK: ArrayLike,
     ) -> MappedRows:
         """As the authors: rows without a source row hold the reference token, at the last position the one before."""
-        pivot, source = self.pair.rows(pivot_ids, source_ids)
-        rows_R = self.align(pivot, source)
-        targets_RK, logs_RK = self._mapped(source_topk_ids_SK, source_topk_logits_SK, rows_R)
-        labels_R = np.concatenate([pivot.next[:-1], pivot.next[-2:-1], pivot.next])[: len(pivot)]
+        rows_R, support = self._all_rows(pivot_ids, source_ids, source_topk_ids_SK, source_topk_logits_SK)
+        next_R = np.append(np.asarray(pivot_ids, dtype=np.int64)[1:], UNMAPPED)[: len(rows_R)]
+        labels_R = np.concatenate([next_R[:-1], next_R[-2:-1], next_R])[: len(rows_R)]
         alone = np.flatnonzero(rows_R == ONE_HOT)
-        targets_RK[alone, 0], logs_RK[alone, 0] = labels_R[alone], 0.0
-        return mapped_rows(targets_RK, logs_RK, add_up=False)
+        support.ids_RK[alone, 0], support.logs_RK[alone, 0] = labels_R[alone], 0.0
+        return mapped_rows(support, self.sums_masses)
 
     def _row(self, piece: str, image: list[str], lo: int) -> int:
         """Source row for a pivot piece whose image on the path is `image`, the pieces from position `lo` on."""
