@@ -12,8 +12,10 @@ from dataclasses import replace
 import pytest
 from tiny_models import encoder
 
-from fusion.config.schema import TeacherConfig
+from fusion.alignment.pair import align_pair
+from fusion.config.schema import AlignmentConfig, TeacherConfig
 from fusion.dialogues.dialogue import chat
+from fusion.dialogues.reader import encode_all, make_readers
 from fusion.teaching.store import DistributionStore
 from fusion.teaching.teach import teach, teach_share
 
@@ -147,3 +149,48 @@ def test_jobs_that_want_the_same_store_at_once_write_it_once(read, whole, tmp_pa
     children = [fork(lambda: read(tmp_path / "same")) for _ in range(3)]
     assert [ended(child) for child in children] == [0, 0, 0]
     assert content(read(tmp_path / "same").folder) == whole
+
+
+ALIGNMENT = AlignmentConfig(name="ms", shard_dialogues=3, dtw_sample=40)
+
+
+@pytest.fixture
+def align(tiny_pivot, tiny_source, tmp_path):
+    """Aligns 120 taught dialogues in a cache of the caller's; statistics and the comparison of paths included."""
+    made = [chat(f"question {n}", "yes, the ratio " * (1 + n % 6), "and?", f"no {n}") for n in range(120)]
+    readers = make_readers([tiny_pivot, tiny_source], "shared")
+    tokens, dropped = encode_all(readers, made)
+    assert not dropped
+    source = teach(tiny_source, "weights", readers[1].vocab_size, tokens[1], TEACHER, tmp_path / "taught")
+    names = [one.content_hash for one in made]
+    return lambda cache: align_pair(*readers, *tokens, source, names, ALIGNMENT, cache)
+
+
+def finished_files(cache):
+    """Bytes of all finished folders below a cache, by path."""
+    found = (path for path in cache.rglob("*") if path.is_file())
+    paths = {path.relative_to(cache): path for path in found}
+    return {name: path.read_bytes() for name, path in paths.items() if not any(p[0] == "." for p in name.parts)}
+
+
+def test_an_alignment_that_is_killed_again_and_again(align, tmp_path):
+    """Kills come while pairs are counted, while rows are mapped, and while paths are compared."""
+    duration = seconds_of(align, tmp_path / "timed")
+    align(tmp_path / "whole")
+    whole = finished_files(tmp_path / "whole")
+    assert {name.parts[0] for name in whole} == {"alignment", "statistics", "paths"}
+    moments, number, kills = random.Random(1), 0, 0
+    stopped_at = set()
+    while kills < KILLS:
+        cache = tmp_path / f"killed-{number}"
+        if not kill_after(fork(lambda cache=cache: align(cache)), moments.uniform(0, 0.6 * duration)):
+            number += 1  # it was finished before the kill came; the next one starts from nothing
+            continue
+        kills += 1
+        assert finished_files(cache).items() <= whole.items()
+        stopped_at.add(tuple(sorted(len(list(one.glob("*"))) for one in cache.glob("*/.*.building"))))
+    assert len(stopped_at) > 3  # kills did come at different moments
+    for cache in tmp_path.glob("killed-*"):
+        align(cache)
+        assert finished_files(cache) == whole
+        assert not list(cache.rglob("*.tmp"))
