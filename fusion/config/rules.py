@@ -19,8 +19,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fusion.level": ("dialogue", "span", "token"),
     "objective.name": ("fusion", "sft"),
     "optim.schedule": ("cosine", "linear", "constant"),
-    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
-    "parallel.name": ("single",),
+    "trainer.precision": ("32-true", "bf16-mixed", "bf16-true", "64-true"),
+    "parallel.name": ("single", "ddp", "fsdp", "fsdp1"),
     "parallel.accelerator": ("auto", "cpu", "gpu"),
     "evaluation.name": ("skills", "none"),
     "logger.name": ("csv", "tensorboard", "wandb", "none"),
@@ -32,6 +32,7 @@ SHARES = (
     "data.heldout_fraction",
     "optim.warmup_fraction",
     "optim.final_lr_fraction",
+    "lora.dropout",
 )
 AT_LEAST: dict[str, float] = {
     "data.max_length": 2,
@@ -47,17 +48,23 @@ AT_LEAST: dict[str, float] = {
     "trainer.epochs": 1,
     "trainer.batch_size": 1,
     "trainer.micro_batch_size": 0,
+    "trainer.micro_batch_tokens": 0,
     "trainer.log_every_steps": 1,
+    "trainer.data_workers": 0,
+    "trainer.checkpoint_every_steps": 0,
+    "trainer.keep_checkpoints": 1,
+    "lora.rank": 0,
     "objective.chunk_rows": 0,
     "optim.weight_decay": 0,
     "optim.grad_clip": 0,
     "parallel.devices": 1,
     "parallel.num_nodes": 1,
+    "parallel.replicas": 1,
     "evaluation.batch_tokens": 1,
     "seed": 0,
     "threads": 1,
 }
-ABOVE_ZERO = ("optim.lr", "teacher.temperature")
+ABOVE_ZERO = ("optim.lr", "lora.alpha", "teacher.temperature")
 
 
 def settings_problems(settings: TrainConfig | MergeConfig) -> list[str]:

@@ -7,11 +7,13 @@ from typing import Any
 from fusion.cache import fingerprint
 from fusion.config.world import WorldConfig
 
-BASELINE_RECIPE = ("objective", "optim", "trainer")
+BASELINE_RECIPE = ("objective", "optim", "trainer", "lora")
 RECIPE = ("teacher", "alignment", "fusion", *BASELINE_RECIPE)
 MACHINERY = {
     *("device", "placement", "processes", "workers", "worker", "batch_tokens", "shard_dialogues"),
-    *("dtw_sample", "chunk_rows", "progress_bar", "log_every_steps"),
+    *("dtw_sample", "chunk_rows", "progress_bar", "log_every_steps", "data_workers"),
+    *("micro_batch_size", "micro_batch_tokens", "packing", "gradient_checkpointing", "compile"),
+    *("checkpoint_every_steps", "keep_checkpoints", "resume"),
 }
 """Settings of these groups that are about how and where, not about what."""
 
@@ -165,6 +167,10 @@ class TrainerConfig:
     """Dialogues per optimiser step, over all devices and accumulation steps."""
     micro_batch_size: int = 0
     """Dialogues per forward pass and device; 0 means the whole batch at once."""
+    micro_batch_tokens: int = 0
+    """Tokens per forward pass and device, padding included; 0: only `micro_batch_size` counts."""
+    packing: bool = False
+    """Put the dialogues of a micro-batch one behind the other instead of padding them; none sees another."""
     max_steps: int = -1
     """Stop after this many optimiser steps; -1 means all epochs."""
     precision: str = "32-true"
@@ -173,18 +179,48 @@ class TrainerConfig:
     """Optimiser steps between two log lines."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile every decoder layer with torch.compile: slow to start, faster on GPUs."""
+    data_workers: int = 0
+    """Processes that read batches ahead; 0 reads them in the training process."""
+    checkpoint_every_steps: int = 500
+    """Optimiser steps between two checkpoints; 0: only when the job is told to end (SIGTERM)."""
+    keep_checkpoints: int = 1
+    """How many checkpoints stay; older ones are deleted."""
+    resume: str = "auto"
+    """auto: go on from the newest checkpoint of the same settings in the job's folder; never; or a checkpoint's
+    folder."""
     progress_bar: bool = True
     """Show a progress bar on a terminal."""
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    rank: int = 0
+    """Rank of low-rank adapters that are trained instead of the weights (needs peft); 0: all weights are trained."""
+    alpha: float = 16.0
+    """The adapters' output is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout before the adapters."""
+    modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Ends of the names of adapted modules, or all-linear for every linear layer but the head."""
+
+
+@dataclass(frozen=True)
 class ParallelConfig:
     name: str = "single"
-    """single: one process on one device."""
+    """single: one process on one device; ddp: a whole model on every device; fsdp: weights, gradients and optimiser
+    sharded over devices (FSDP2); fsdp1: the same by the older FullyShardedDataParallel (GPUs only)."""
     devices: int = 1
     """Processes per node; the job asserts that it got them."""
     num_nodes: int = 1
     """Nodes; start the same command on each."""
+    rendezvous: str | None = None
+    """num_nodes above 1: HOST:PORT of the first node; found from Slurm's variables when left out."""
+    replicas: int = 1
+    """fsdp: groups of devices that hold a whole model each, sharded within the group (HSDP)."""
+    cpu_offload: bool = False
+    """fsdp: weights and optimiser live in the CPU's memory and visit the device."""
     accelerator: str = "auto"
     """auto, cpu or gpu."""
 
@@ -243,6 +279,7 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

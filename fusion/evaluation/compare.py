@@ -24,6 +24,8 @@ class ScoredModel:
     strong_skills: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Of targets and SFT: the settings by which they were trained."""
+    alignment: Mapping[str, Any] = field(default_factory=dict)
+    """Of targets: stage 1's report of alignment and fusion."""
 
 
 def models_of_merge(inputs: MergeInputs) -> list[ScoredModel]:
@@ -36,7 +38,8 @@ def models_of_merge(inputs: MergeInputs) -> list[ScoredModel]:
         strong = {model.name: tuple(record["strong_skills"].get(model.name, [])) for model in models}
         sources |= {model.name: ScoredModel("source", model, strong[model.name]) for model in models}
         skills = tuple(skill for skills in strong.values() for skill in skills)
-        targets.append(ScoredModel("target", ModelConfig(name=run.name, path=str(run.model)), skills, run.recipe))
+        target = ModelConfig(name=run.name, path=str(run.model))
+        targets.append(ScoredModel("target", target, skills, run.recipe, run.report))
     sft = [inputs.sft] if inputs.sft else []
     return [ScoredModel("pivot", inputs.pivot), *sources.values(), *map(_sft_model, sft), *targets]
 
@@ -86,4 +89,5 @@ def comparison_row(scored: ScoredModel, scores: Scores, seed: int, command: str)
         command=command,
         parameters=scored.recipe,
         strong_skills=scored.strong_skills,
+        alignment=scored.alignment,
     )

@@ -99,7 +99,7 @@ def _summary(label: str, group: Sequence[ComparisonRow], skills: Sequence[str]) 
     scores = {skill: _score(measured, skill) for skill in (*skills, AVERAGE)}
     nll_per_byte = estimate([row.nll_per_byte for row in measured])
     settings = {key: value for key, value in _settings(rows[0]).items() if key != "model"}
-    return ModelSummary(label, rows[0].kind, tuple(rows), settings, scores, nll_per_byte)
+    return ModelSummary(label, rows[0].kind, tuple(rows), settings, scores, nll_per_byte, reports=_reports(rows))
 
 
 def _distinct(rows: Iterable[ComparisonRow]) -> list[ComparisonRow]:
@@ -108,6 +108,11 @@ def _distinct(rows: Iterable[ComparisonRow]) -> list[ComparisonRow]:
     for row in rows:
         measured.setdefault((row.path or row.seed, _canonical(row.to_json()["scores"])), row)
     return list(measured.values())
+
+
+def _reports(rows: Iterable[ComparisonRow]) -> tuple[Mapping[str, Any], ...]:
+    """Each folder's report once, however many jobs have scored it."""
+    return tuple({row.path or row.seed: row.alignment for row in rows if row.alignment}.values())
 
 
 def _score(rows: Sequence[ComparisonRow], skill: str) -> Estimate:

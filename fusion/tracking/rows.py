@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -40,6 +40,7 @@ class ComparisonRow:
     command: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     strong_skills: Sequence[str] = ()  # sources and targets: what their source is strong in
+    alignment: Mapping[str, Any] = field(default_factory=dict)  # targets: stage 1's report of alignment and fusion
 
     def to_json(self) -> dict[str, Any]:
         """Every field as plain JSON; numbers that are not finite become null."""
@@ -95,6 +96,10 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _is_object(value: object) -> bool:
+    return isinstance(value, Mapping)
+
+
 def _is_number_or_null(value: object) -> bool:
     return value is None or _is_number(value)
 
@@ -116,7 +121,8 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "coefficients": (_each(_is_number_or_null), "an object of numbers"),
     "num_items": (_each(_is_count), "an object of whole numbers"),
     "command": (_is_text, "text"),
-    "parameters": (lambda value: isinstance(value, Mapping), "an object"),
+    "parameters": (_is_object, "an object"),
+    "alignment": (_is_object, "an object"),
     "strong_skills": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of skills"),
 }
 
@@ -153,6 +159,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[ComparisonRow], list[Failed
             continue
         for row in found:
             kept = rows.setdefault(row.identity, row)
+            if row.alignment and not kept.alignment:
+                rows[row.identity] = replace(kept, alignment=row.alignment)
             if kept.scores != row.scores:
                 log.warning("%s scored %s otherwise than an earlier job did; kept the earlier scores", job, row.model)
     return list(rows.values()), failures
@@ -180,9 +188,17 @@ def _read_job(job: str, file: Path) -> list[ComparisonRow] | FailedJob:
     if status != "finished":
         return FailedJob(job, status, str(result.get("reason") or result.get("error") or "no reason recorded"))
     try:
-        return [
+        rows = [
             ComparisonRow.from_json(value, f"{RESULT_FILE}, comparison[{number}]")
             for number, value in enumerate(result.get("comparison", []))
         ]
     except UserError as error:
         return FailedJob(job, "unreadable", str(error))
+    return [_with_report(row, result.get("report")) for row in rows]
+
+
+def _with_report(row: ComparisonRow, report: object) -> ComparisonRow:
+    """A run of stage 1 keeps its report beside its rows; it belongs to the target."""
+    if row.kind != "target" or row.alignment or not isinstance(report, Mapping) or not report.get("alignment"):
+        return row
+    return replace(row, alignment=_plain(report))

@@ -35,6 +35,11 @@ class TargetRun:
         """The settings of the method by which the target was trained; runs of before have none."""
         return self.result.get("recipe", {})
 
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What was recorded of alignment and fusion; runs of before have none."""
+        return self.result.get("report", {})
+
 
 def finished_runs(root: Path) -> list[TargetRun]:
     """Finished stage-1 runs at or below `root` whose model is there, oldest first."""

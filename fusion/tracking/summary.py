@@ -23,6 +23,7 @@ class ModelSummary:
     scores: Mapping[str, Estimate]  # every skill of the comparison, and "average"
     nll_per_byte: Estimate
     verdict: Verdict = ""
+    reports: tuple[Mapping[str, Any], ...] = ()  # targets: of alignment and fusion, one per measurement
 
     @property
     def average(self) -> Estimate:
@@ -104,6 +105,11 @@ def rank(model: ModelSummary) -> tuple[float, str]:
 
 def percent(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def count(value: float | None) -> str:
+    """A whole number; of means over seeds the first decimal."""
+    return MISSING if value is None else f"{value:.1f}".removesuffix(".0")
 
 
 def share_text(score: Estimate) -> str:

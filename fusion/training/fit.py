@@ -38,7 +38,6 @@ def fit(config: TrainConfig, data: FusionDataModule, loggers: list[Logger]) -> F
         config.objective,
         config.optim,
         data.total_steps,
-        data.accumulation,
         config.trainer.gradient_checkpointing,
         data.form,
     )
@@ -49,8 +48,6 @@ def fit(config: TrainConfig, data: FusionDataModule, loggers: list[Logger]) -> F
         precision=config.trainer.precision,  # type: ignore[arg-type]
         max_epochs=1,  # the plan of batches holds all epochs
         max_steps=data.total_steps,
-        accumulate_grad_batches=data.accumulation,
-        gradient_clip_val=config.optim.grad_clip or None,
         logger=loggers or False,
         log_every_n_steps=config.trainer.log_every_steps,
         callbacks=_callbacks(config),

@@ -2,31 +2,32 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fusion.config import UserError
 from fusion.config.schema import ModelConfig, ObjectiveConfig, OptimConfig
 from fusion.objective.target_form import TargetForm
-from fusion.objective.target_loss import Head, TargetLoss, Targets, target_loss
-from fusion.teaching.causal_lm import final_hidden, has_plain_head, head, load_causal_lm
-from fusion.training.data import FusionBatch
+from fusion.objective.target_loss import TargetLoss
+from fusion.training.batches import OptimizerStep
+from fusion.training.parallel import accumulating
+from fusion.training.student import Student, load_student_model
 
 
 class FusionModule(pl.LightningModule):
     """Trains a copy of the pivot on `ce_weight * CE(reference) + (1 - ce_weight) * D(fused target)`.
 
     D is the loss that belongs to the form of the targets (`fusion.objective.target_loss`); sft has no D.
-
     The loss is the mean over the supervised tokens of the whole optimiser step: sums of all micro-batches and devices
-    over their common number of rows, not a mean of means.
+    over their common number of rows, not a mean of means. A batch of Lightning's is one optimiser step.
     """
 
-    model: PreTrainedModel
+    student: Student
 
     def __init__(
         self,
@@ -34,57 +35,60 @@ class FusionModule(pl.LightningModule):
         objective: ObjectiveConfig,
         optim: OptimConfig,
         total_steps: int,
-        accumulation: int = 1,
         gradient_checkpointing: bool = False,
         form: TargetForm | None = None,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.pivot, self.objective, self.optim = pivot, objective, optim
-        self.total_steps, self.accumulation = total_steps, accumulation
+        self.total_steps = total_steps
         self.gradient_checkpointing = gradient_checkpointing
         self.form = form or TargetForm()
         self.is_loaded = False
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.student.model
 
     def configure_model(self) -> None:
         """Load the pivot's weights; Lightning calls this more than once."""
         if self.is_loaded:
             return
-        self.model = load_causal_lm(self.pivot, dtype="float32")
-        if not has_plain_head(self.model):
-            raise UserError(
-                f"pivot {self.pivot.name}: its logits are scaled or capped after the head, which the sparse objective "
-                "does not support; choose another pivot"
-            )
+        model = load_student_model(self.pivot)
         if self.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
-        self.model.train()
+            model.gradient_checkpointing_enable()
+        self.student = Student(model, self.objective, self.form)
         self.is_loaded = True
 
-    def training_step(self, batch: FusionBatch, batch_index: int) -> Tensor:
-        hidden_RH = final_hidden(self.model, batch.ids_BT, batch.mask_BT).flatten(0, 1)[batch.rows_R]
-        found = self._loss(hidden_RH, batch)
-        self._log_parts(found, len(batch.rows_R))
-        # Lightning divides by the micro-batches of a step, and averages gradients over devices: both are undone.
-        return found.loss * (self.accumulation * self.trainer.world_size) / batch.step_rows
+    def training_step(self, step: OptimizerStep, number: int) -> None:
+        optimizer, schedule = self._optimizer(), self.lr_schedulers()
+        assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
+        optimizer.zero_grad()
+        # Devices average their gradients; the loss is a sum over all of them.
+        scale = self.trainer.world_size / step.rows
+        found: list[TargetLoss] = []
+        for place, batch in enumerate(step.micro_batches, 1):
+            is_last = place == len(step.micro_batches)
+            with nullcontext() if is_last else accumulating(self.trainer.strategy, self.student):
+                loss = self.student(batch)
+                self.manual_backward(loss.loss * scale)
+            found.append(TargetLoss(*(part.detach() for part in loss)))
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim.grad_clip or math.inf)
+        optimizer.step()
+        self._log_step(found, step.rows, norm)
+        schedule.step()
 
-    def _loss(self, hidden_RH: Tensor, batch: FusionBatch) -> TargetLoss:
-        output = head(self.model)
-        outlet = Head(output.weight, output.bias)
-        chunk_rows = self.objective.chunk_rows or None
-        targets = Targets(batch.targets_RK, batch.weights_RK)
-        if self.objective.name == "sft":
-            references = Targets(*(column_RK[:, :1] for column_RK in targets))
-            return target_loss(hidden_RH, outlet, references, TargetForm(), 1.0, chunk_rows)
-        return target_loss(hidden_RH, outlet, targets, self.form, self.objective.ce_weight, chunk_rows)
+    def _log_step(self, found: list[TargetLoss], rows: Tensor, norm: Tensor) -> None:
+        parts = torch.stack([torch.stack(list(one)) for one in found]).sum(0)
+        means = self.trainer.strategy.reduce(parts, reduce_op="sum") / rows
+        rate = self._optimizer().param_groups[0]["lr"]
+        values = dict(zip(TargetLoss._fields, means.unbind(), strict=True)) | {"lr": rate, "grad_norm": norm}
+        self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
 
-    def _log_parts(self, found: TargetLoss, rows: int) -> None:
-        parts = {
-            "loss": found.loss.detach() / rows,
-            "ce": found.ce / rows,
-            "fusion": found.fusion / rows,
-            "lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
-        }
-        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=rows)
+    def _optimizer(self) -> LightningOptimizer:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -38,13 +38,16 @@ class BatchPlan:
         epoch, within = divmod(number, self.steps_per_epoch)
         return _epoch_batches(self, epoch)[within]
 
-    def micro_batches(self, step: int, world: int, rank: int, per_rank: int) -> Sequence[np.ndarray]:
-        """The share of `rank` in a step, in `per_rank` parts; over all ranks every example occurs once.
+    def micro_batches(self, step: int, world: int, rank: int, micro: int = 0) -> Sequence[np.ndarray]:
+        """The share of `rank` in a step, in parts of at most `micro` dialogues (0: as many as fall to a rank).
 
-        Where a step has fewer examples than parts, first parts are empty, but never the last one of a rank.
+        Over all ranks every example occurs once, and all ranks have as many parts; where a step has fewer examples
+        than parts, some are empty.
         """
-        parts = np.array_split(self.step(step), world * per_rank)[::-1]
-        return parts[rank::world]
+        examples = self.step(step)
+        per_rank = -(-len(examples) // world)
+        parts = -(-per_rank // micro) if micro else 1
+        return np.array_split(examples, world * parts)[::-1][rank::world]
 
 
 def make_plan(lengths: np.ndarray, batch_size: int, epochs: int, seed: int, world: int) -> BatchPlan:

@@ -37,11 +37,56 @@ def test_models_and_dialogues_copied_elsewhere(workplace, targets, tmp_path):
     assert "optim:\n  lr: 5.0e-06" in (workplace.root / "runs_hf" / "job" / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize("alignment", ["em", "mined", "ms_released"])
-def test_other_alignments(workplace, targets, alignment):
-    workplace.run("train", *FEW, f"alignment={alignment}", f"hydra.run.dir=variants/{alignment}")
-    report = result(workplace.root / "variants" / alignment)["report"]["alignment"]["tiny_a"]
-    assert 0 < report["covered"] <= report["aligned"] <= 1
+ALIGNMENTS = ("em", "mined", "ms_released", "strict", "bpm", "canonical", "alm", "uld", "random")
+
+
+def test_every_other_alignment(workplace, targets):
+    """One sweep: the teacher pass is done once, by the sweep of the targets."""
+    sweep = workplace.root / "variants" / "alignments"
+    workplace.run("train", "-m", *FEW, f"alignment={','.join(ALIGNMENTS)}", f"hydra.sweep.dir={sweep}")
+    reports = {name: result(sweep / f"alignment={name}")["report"]["alignment"]["tiny_a"] for name in ALIGNMENTS}
+    for report in reports.values():
+        assert 0 < report["covered"] <= report["aligned"] <= 1
+    assert {name for name, report in reports.items() if report["mass_kept"] is None} == {"alm", "uld"}
+    assert reports["strict"]["covered"] < reports["canonical"]["covered"]
+    assert len(list((workplace.cache / "teaching").glob("[!.]*"))) == stages_of_the_sweep(workplace)["teaching"]
+
+
+def stages_of_the_sweep(workplace):
+    return json.loads((workplace.root / "stages_of_the_sweep.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("levels", ("fusion.level=span,token",)),
+        ("functions", ("fusion=avg_ce,source_only,pivot_only",)),
+        ("edges", ("alignment.tail=scale,bucket", "alignment.fallback=pivot,skip")),
+        ("paths", ("alignment=ms,strict", "alignment.path=dtw")),
+        ("rows", ("teacher=nucleus,random",)),
+    ],
+)
+def test_choices_of_every_step(workplace, targets, name, settings):
+    sweep = workplace.root / "variants" / name
+    workplace.run("train", "-m", *FEW, *settings, "evaluation=none", f"hydra.sweep.dir={sweep}")
+    jobs = [result(file.parent) for file in sweep.glob("*/result.json")]
+    assert len(jobs) >= 2
+    assert all(job["status"] == "finished" and job["steps"] == 3 for job in jobs)
+    assert len({job["metrics"]["train/loss"] for job in jobs}) == len(jobs)
+
+
+def test_workers_of_a_sweep_share_a_teacher_pass(workplace, targets):
+    """Two processes that joblib starts read their shards; the job behind them finds everything read."""
+    shared = (*FEW, "teacher.top_k=7", "teacher.shard_dialogues=16")
+    sweep = "hydra.sweep.dir=variants/workers"
+    workers = ("teacher.workers=2", "teacher.worker=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    workplace.run("train", "-m", *shared, *workers, sweep)
+    jobs = [result(file.parent) for file in (workplace.root / "variants" / "workers").glob("*/result.json")]
+    assert sorted(job["worker"] for job in jobs) == [0, 1]
+    assert all(share["shards"] for job in jobs for share in job["shares"])
+    read = {store.name for store in (workplace.cache / "teaching").glob("[!.]*")}
+    workplace.run("train", *shared, "evaluation=none", "hydra.run.dir=variants/after_workers")
+    assert {store.name for store in (workplace.cache / "teaching").glob("[!.]*")} == read
 
 
 def test_native_template_aligns_message_contents(workplace, targets):

@@ -8,7 +8,7 @@ import torch
 from stage1_settings import settings
 
 from fusion.config.schema import ObjectiveConfig, TrainerConfig
-from fusion.training.data import FusionDataModule, MicroBatches
+from fusion.training.data import FusionDataModule, Steps
 from fusion.training.sampler import make_plan
 
 
@@ -19,21 +19,25 @@ def data(tmp_path_factory, tiny_pivot, tiny_source):
     return module
 
 
-def batches_of(store, world, per_rank, batch_size=8):
+def steps_of(store, world, micro, batch_size=8):
+    """The shares of all ranks, step by step."""
     plan = make_plan(store.lengths, batch_size, 2, 3, world)
-    ranks = [MicroBatches(store, plan, world, rank, per_rank) for rank in range(world)]
-    assert {len(rank) for rank in ranks} == {plan.total_steps * per_rank}
+    ranks = [Steps(store, plan, world, rank, micro) for rank in range(world)]
+    assert {len(rank) for rank in ranks} == {plan.total_steps}
     for step in range(plan.total_steps):
-        yield [rank[step * per_rank + part] for rank in ranks for part in range(per_rank)]
+        yield [rank[step] for rank in ranks]
 
 
-@pytest.mark.parametrize(("world", "per_rank"), [(1, 1), (1, 4), (2, 2), (3, 1), (4, 1), (1, 8), (2, 4), (1, 11)])
-def test_step_rows_are_the_rows_of_all_parts(data, world, per_rank):
+@pytest.mark.parametrize(("world", "micro"), [(1, 0), (1, 2), (2, 2), (3, 0), (4, 1), (1, 1), (2, 1), (1, 3)])
+def test_step_rows_are_the_rows_of_all_parts(data, world, micro):
     store = data.prepared.fused
     seen = 0
-    for parts in batches_of(store, world, per_rank):
+    for shares in steps_of(store, world, micro):
+        assert len({len(share.micro_batches) for share in shares}) == 1
+        parts = [part for share in shares for part in share.micro_batches]
         rows = sum(int(part.weights_RK[:, 0].sum()) for part in parts)  # idle parts have no weight
-        assert {int(part.step_rows) for part in parts} == {rows}
+        assert {int(share.rows) for share in shares} == {rows}
+        assert all(len(part.ids_BT) <= (micro or 8) for part in parts)
         seen += rows
     assert seen == 2 * store.num_rows.sum()
 
@@ -41,8 +45,10 @@ def test_step_rows_are_the_rows_of_all_parts(data, world, per_rank):
 def test_every_row_carries_its_reference_and_its_distribution(data):
     store = data.prepared.fused
     plan = make_plan(store.lengths, 8, 1, 3, 1)
-    for step, (batch,) in zip(range(plan.total_steps), batches_of(store, 1, 1), strict=False):
+    for step, (share,) in zip(range(plan.total_steps), steps_of(store, 1, 0), strict=False):
+        (batch,) = share.micro_batches
         examples = [store[int(number)] for number in plan.step(step)]
+        assert sorted(share.names) == sorted(store.examples[int(number)] for number in plan.step(step))
         flat = batch.ids_BT.flatten()
         assert (flat[batch.rows_R + 1] == batch.targets_RK[:, 0]).all()
         assert (batch.weights_RK[:, 0] == 1).all()
@@ -62,35 +68,38 @@ def test_every_row_carries_its_reference_and_its_distribution(data):
         assert row == len(batch.rows_R)
 
 
-def test_batches_do_not_depend_on_what_was_read_before(data):
+def test_steps_do_not_depend_on_what_was_read_before(data):
     store = data.prepared.fused
     plan = make_plan(store.lengths, 8, 2, 3, 1)
-    batches = MicroBatches(store, plan, 1, 0, 2)
-    forwards = [batches[number] for number in range(len(batches))]
-    for number in reversed(range(len(batches))):
-        again = batches[number]
-        assert all(torch.equal(one, other) for one, other in zip(again, forwards[number], strict=True))
+    steps = Steps(store, plan, 1, 0, 2)
+    forwards = [steps[number] for number in range(len(steps))]
+    later = Steps(store, plan, 1, 0, 2, first=2)
+    for number in reversed(range(len(later))):
+        again, before = later[number], forwards[number + 2]
+        assert again.names == before.names
+        for one, other in zip(again.micro_batches, before.micro_batches, strict=True):
+            assert all(map(torch.equal, one, other))
 
 
 def test_without_a_fusion_term_only_references_are_left(tmp_path, tiny_pivot, tiny_source):
     module = FusionDataModule(settings(tmp_path, tiny_pivot, tiny_source, objective=ObjectiveConfig(name="sft")))
     module.setup()
-    for batch in module.train_dataloader():
-        assert batch.targets_RK.shape[1] == batch.weights_RK.shape[1] == 1
+    for step in module.train_dataloader():
+        for batch in step.micro_batches:
+            assert batch.targets_RK.shape[1] == batch.weights_RK.shape[1] == 1
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "micro", "accumulation"), [(8, 0, 1), (8, 8, 1), (8, 4, 2), (8, 3, 3), (8, 1, 8), (4, 16, 1)]
+    ("batch_size", "micro", "parts"), [(8, 0, 1), (8, 8, 1), (8, 4, 2), (8, 3, 3), (8, 1, 8), (4, 16, 1)]
 )
-def test_accumulation(data, batch_size, micro, accumulation):
+def test_micro_batches_of_a_step(data, batch_size, micro, parts):
     trainer = TrainerConfig(epochs=2, batch_size=batch_size, micro_batch_size=micro)
     module = FusionDataModule(replace(data.config, trainer=trainer))
     module.prepared = data.prepared
-    assert module.accumulation == accumulation
     assert module.total_steps == module.plan.total_steps
     loader = module.train_dataloader()
-    assert len(loader) == module.total_steps * accumulation
-    assert all(len(batch.ids_BT) <= max(micro, 1) or not micro for batch in loader)
+    assert len(loader) == module.total_steps
+    assert max(len(step.micro_batches) for step in loader) == parts
 
 
 def test_steps_and_tokens(data):

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from fusion.alignment.target_kind import TargetKind
 from fusion.config.schema import FusionConfig, ObjectiveConfig, TrainerConfig
 from fusion.objective.target_loss import Head, Targets, target_loss
-from fusion.training.data import FusionDataModule, collate, idle
+from fusion.training.batches import collate, idle
+from fusion.training.data import FusionDataModule
 from fusion.training.fit import fit
 from fusion.training.module import FusionModule
 
@@ -65,7 +66,7 @@ def one_by_one(data, ce_weight):
     numbers = FusionDataModule.plan.fget(data).step(0)
     parts = []
     for number in numbers:
-        batch = collate([store[int(number)]], 1, store.form)
+        batch = collate([store[int(number)]], store.form)
         hidden = model.model(batch.ids_BT).last_hidden_state[0][batch.rows_R]
         targets = Targets(batch.targets_RK, batch.weights_RK.double())
         parts.append(target_loss(hidden, Head(head.weight, head.bias), targets, store.form, ce_weight))
@@ -100,7 +101,7 @@ def test_sft_reads_no_fused_entry(data, monkeypatch):
 
 def test_an_idle_batch_has_no_loss(data):
     store = data.prepared.fused
-    batch = idle(collate([store[0], store[1]], 1, store.form))
+    batch = idle(collate([store[0], store[1]], store.form))
     hidden = torch.randn(len(batch.rows_R), 4, requires_grad=True)
     head = Head(torch.randn(int(batch.targets_RK.max()) + 1, 4, requires_grad=True))
     found = target_loss(hidden, head, Targets(batch.targets_RK, batch.weights_RK), store.form, 0.3)
@@ -114,7 +115,7 @@ def test_an_idle_batch_has_no_loss(data):
 def test_spans_of_different_dialogues_stay_apart(data):
     store = data.prepared.fused
     examples = [store[number] for number in range(4)]
-    batch = collate(examples, 1, store.form)
+    batch = collate(examples, store.form)
     used = batch.weights_RK[:, 1] > 0
     dialogue_R = torch.repeat_interleave(torch.arange(4), torch.tensor([len(one.rows_R) for one in examples]))
     spans = batch.targets_RK[:, 1][used]

@@ -1,0 +1,51 @@
+"""The copy of the pivot that learns, with its loss inside its forward pass.
+
+Whatever wraps the model (DDP, FSDP2, activation checkpointing) sees every use of its weights, the head's too.
+Tensor legend: B dialogues, T tokens, H hidden size, R supervised rows.
+"""
+
+import torch
+from transformers import PreTrainedModel
+
+from fusion.config import UserError
+from fusion.config.schema import ModelConfig, ObjectiveConfig
+from fusion.objective.target_form import TargetForm
+from fusion.objective.target_loss import Head, TargetLoss, Targets, target_loss
+from fusion.teaching.causal_lm import final_hidden, has_plain_head, head, load_causal_lm
+from fusion.training.batches import FusionBatch
+
+
+class Student(torch.nn.Module):
+    """`forward` gives the loss of a micro-batch, summed over its supervised rows."""
+
+    def __init__(self, model: PreTrainedModel, objective: ObjectiveConfig, form: TargetForm) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.form = form
+
+    def forward(self, batch: FusionBatch) -> TargetLoss:
+        hidden_RH = final_hidden(self.model, batch.ids_BT, batch.mask_BT).flatten(0, 1)[batch.rows_R]
+        output = head(self.model)
+        outlet = Head(output.weight, output.bias)
+        targets = Targets(batch.targets_RK, batch.weights_RK)
+        chunk_rows = self.objective.chunk_rows or None
+        if self.objective.name == "sft":
+            references = Targets(*(column_RK[:, :1] for column_RK in targets))
+            return target_loss(hidden_RH, outlet, references, TargetForm(), 1.0, chunk_rows)
+        return target_loss(hidden_RH, outlet, targets, self.form, self.objective.ce_weight, chunk_rows)
+
+
+def load_student_model(pivot: ModelConfig) -> PreTrainedModel:
+    """The pivot's weights in float32, ready to train.
+
+    Raises:
+        UserError: the model cannot be loaded, or does to its logits what the objective does not support.
+    """
+    model = load_causal_lm(pivot, dtype="float32")
+    if not has_plain_head(model):
+        raise UserError(
+            f"pivot {pivot.name}: its logits are scaled or capped after the head, which the sparse objective "
+            "does not support; choose another pivot"
+        )
+    return model.train()
