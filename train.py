@@ -124,14 +124,10 @@ CARD = (
 
 
 def print_report(config: TrainConfig, prepared: "Prepared") -> None:
-    """Who teaches how much, before the training starts."""
-    report = prepared.report
-    print(f"dialogues: {report['dialogues']}")
-    if config.objective.name == "fusion":
-        print(
-            f"{config.fusion.name} won by: {report['who_won']}; trained on {report['trained_on']}; "
-            f"{100 * float(str(report['fallback_share'])):.1f}% of rows fall back to {config.alignment.fallback}"
-        )
+    """How the sources were aligned and who teaches how much, before the training starts."""
+    from fusion.tracking.terminal import print_stage1
+
+    print_stage1(prepared.report, config.alignment, config.fusion.name)
 
 
 def write_heldout_won(job: Job, prepared: "Prepared") -> None:

@@ -46,7 +46,7 @@ def compare(folders: Sequence[Path], out: Path, title: str) -> list[Path]:
     print_table(rows)
     for failure in failures:
         print(f"no scores from {failure.job}: {failure.status}, {failure.reason}")
-    print(f"page: {paths[-1]}")
+    print("page: " + str(next(path for path in paths if path.suffix == ".html")))
     return paths
 
 

@@ -1,4 +1,4 @@
-"""The comparison of a sweep's models on disk: `comparison.json`, `comparison.md` and a page that needs no network."""
+"""The comparison of a sweep's models on disk: as JSON, CSV, Markdown and a page that needs no network."""
 
 import json
 import re
@@ -10,7 +10,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from fusion.cache import write_json, write_text
 from fusion.tracking.grouping import summarise
 from fusion.tracking.rows import AVERAGE, KINDS, ComparisonRow, FailedJob, Kind, read_rows, read_runs
-from fusion.tracking.summary import Comparison, ModelSummary, number_text, percent, share_text
+from fusion.tracking.spreadsheet import csv_text
+from fusion.tracking.stage1_report import RELATIONS, Line, comparison_lines, occurring_categories, occurring_kinds
+from fusion.tracking.summary import (
+    Comparison,
+    ModelSummary,
+    count_text,
+    decimal_text,
+    number_text,
+    percent,
+    share_text,
+)
 
 __all__ = ["ComparisonRow", "FailedJob", "read_rows", "read_runs", "write_comparison"]
 
@@ -33,17 +43,20 @@ def write_comparison(
     command: str | None = None,
     failures: Sequence[FailedJob] = (),
 ) -> list[Path]:
-    """Write `comparison.json` (one entry per row), `comparison.md` and `comparison.html` into `folder`; return them.
+    """Write `comparison.json` (one entry per row), `.md`, `.html` and `.csv` (a line per model) into `folder`.
+
+    Returns their paths, in this order.
 
     Equal rows, in any order, give equal bytes. `command` is the one that made the whole sweep; `failures` are the
     jobs that have no scores, as `read_runs` gives them.
     """
     comparison = summarise(rows)
     failures = sorted(failures, key=lambda failure: (failure.job, failure.status, failure.reason))
-    paths = [folder / f"comparison.{ending}" for ending in ("json", "md", "html")]
+    paths = [folder / f"comparison.{ending}" for ending in ("json", "md", "html", "csv")]
     write_json(paths[0], [row.to_json() for model in comparison.models for row in model.rows])
     write_text(paths[1], _markdown(comparison, title, command, failures))
     write_text(paths[2], _page(comparison, title, command, failures))
+    write_text(paths[3], csv_text(comparison))
     return paths
 
 
@@ -56,7 +69,9 @@ def _page(comparison: Comparison, title: str, command: str | None, failures: Seq
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": percent, "json": _compact}
+    environment.filters |= {"percent": percent, "count": count_text, "decimal": decimal_text, "json": _compact}
+    lines = comparison_lines(comparison)
+    reports = [line.alignment for line in lines]
     return environment.get_template(TEMPLATE).render(
         comparison=comparison,
         title=title,
@@ -67,6 +82,10 @@ def _page(comparison: Comparison, title: str, command: str | None, failures: Seq
         leaders=[model for kind in reversed(KINDS) if kind != "source" and (model := comparison.best(kind))],
         charted=[comparison.of_kind(kind)[:BARS_PER_KIND] for kind in KINDS if comparison.of_kind(kind)],
         heat=max((abs(x) for model in comparison.models for x in model.coefficients.values()), default=0.0) or 1.0,
+        lines=lines,
+        relations=RELATIONS,
+        shown_kinds=occurring_kinds(reports),
+        shown_categories=occurring_categories(reports),
         notes=_notes(comparison),
     )
 
@@ -87,7 +106,23 @@ def _notes(comparison: Comparison) -> list[str]:
         "is flattered by being chosen: confirm it on fresh seeds.",
         "NLL/byte is the negative log-likelihood of the reference answers, in nats per byte of their text; "
         "less is better.",
+        *(_ALIGNMENT_NOTES if comparison_lines(comparison) else []),
     ]
+
+
+_ALIGNMENT_NOTES = [
+    "Alignment counts the pivot's supervised tokens. A token is 1-1 if it starts and ends where one token of the "
+    "source does; 1-n if it goes on behind that token, n-1 if it ends inside of it; inner if it starts inside a "
+    "source token; unread if the source's reading ends before it; unproven if nobody knows. Covered: the source says "
+    "something about it. Mass kept: what pivot tokens get of the source's probability, mean over the tokens with a "
+    "source row beside.",
+    "Fallback: tokens for which no model chosen by the fusion function has anything to say. Won by: dialogues by the "
+    "model with the most tokens, and the share of tokens that the function gave to it.",
+    "DTW: how the authors' dynamic-programming path differs from exact byte spans on a sample of dialogues. Of the "
+    "tokens with a source row by bytes: those for which the path names another row, or no row; of all others: those "
+    "for which it names a row although the source has not read the same (unread row).",
+    "Bytes per row: of the source's stored distributions, and of the same aligned to the pivot's tokens.",
+]
 
 
 def _items_text(comparison: Comparison) -> str:
@@ -105,6 +140,11 @@ def _markdown(comparison: Comparison, title: str, command: str | None, failures:
     parts.append(_scores_table(comparison))
     if comparison.targets:
         parts += ["## Mean coefficient of every target", _coefficients_table(comparison)]
+    if lines := comparison_lines(comparison):
+        parts += ["## Alignment and fusion", _alignment_table(lines)]
+        parts += (
+            ["### By kind of text", _categories_table(lines)] if any(x.alignment.categories for x in lines) else []
+        )
     if failures:
         cells = [[_text(failure.job), _text(failure.status), _text(failure.reason)] for failure in failures]
         parts += ["## Jobs without scores", _table(["job", "status", "reason"], cells)]
@@ -145,6 +185,43 @@ def _coefficients_table(comparison: Comparison) -> str:
         for model in merged
     ]
     return _table(["merge", *map(_text, comparison.targets)], cells, left=1)
+
+
+def _alignment_table(lines: Sequence[Line]) -> str:
+    """Of the pivot's supervised tokens, in percent."""
+    kinds = occurring_kinds([line.alignment for line in lines])
+    head = ["target", "source", "strategy", "won by: dialogues (tokens)", "tokens", "covered", *kinds, "mass kept"]
+    head += ["fallback", "DTW: another row", "no row", "unread row", "trained on", "of dialogues"]
+    head += ["bytes per row", "aligned", "seeds"]
+    return _table(head, [_alignment_cells(line, kinds) for line in lines], left=4)
+
+
+def _alignment_cells(line: Line, kinds: Sequence[str]) -> list[str]:
+    aligned, fused = line.alignment, line.fusion
+    shares = [aligned.kinds[kind].share if kind in aligned.kinds else None for kind in kinds]
+    return [
+        *map(_text, (line.label, line.source, line.strategy, ", ".join(fused.winners))),
+        count_text(aligned.tokens),
+        *map(percent, (aligned.covered, *shares, aligned.mass_kept, fused.fallback, *aligned.dtw.values())),
+        *map(count_text, (fused.trained_on, fused.dialogues)),
+        *map(decimal_text, aligned.bytes_per_row.values()),
+        str(line.seeds),
+    ]
+
+
+def _categories_table(lines: Sequence[Line]) -> str:
+    """A line per category that a source has tokens of."""
+    kinds = occurring_kinds([line.alignment for line in lines])
+    cells = [
+        [
+            *map(_text, (line.label, line.source, line.strategy, name)),
+            *map(percent, (part.share, part.covered, part.mass_kept, *(part.kinds[kind] for kind in kinds))),
+        ]
+        for line in lines
+        for name, part in line.alignment.categories.items()
+        if part.share
+    ]
+    return _table(["target", "source", "strategy", "text", "share", "covered", "mass kept", *kinds], cells, left=4)
 
 
 def _coefficient_text(value: float | None) -> str:

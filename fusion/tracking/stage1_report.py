@@ -6,10 +6,11 @@ fractions of 1.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
-from fusion.tracking.summary import Comparison, ModelSummary, count, percent
+from fusion.tracking.summary import Comparison, ModelSummary, count_text, percent
 
 # As in `fusion.alignment.relations` and `fusion.alignment.categories`, which would load numerical libraries.
 RELATIONS = ("1-1", "1-n", "n-1", "inner", "unread", "unproven")
@@ -17,6 +18,16 @@ CATEGORIES = ("letters", "digits", "white space", "CJK", "code", "markup", "punc
 DTW = ("another_row", "no_row", "unread_row")
 """How the authors' path differs from exact byte spans: see `fusion.alignment.disagreement`."""
 STORES = ("teacher", "aligned")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a bar from 0 to 1: tokens of one relation that are covered, or are not."""
+
+    relation: str
+    start: float
+    width: float
+    is_covered: bool
 
 
 @dataclass(frozen=True)
@@ -38,15 +49,10 @@ class Category(Part):
     kinds: Mapping[str, float]
     """Shares of these tokens by relation."""
 
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of the bar of one source, from 0 to 1: tokens of one relation that are covered, or are not."""
-
-    relation: str
-    start: float
-    width: float
-    is_covered: bool
+    @property
+    def segments(self) -> list[Segment]:
+        """The kinds side by side; which of them are covered is not told."""
+        return _segments([(relation, share, True) for relation, share in self.kinds.items()])
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,11 @@ class AlignmentReport:
     @property
     def segments(self) -> list[Segment]:
         """The kinds side by side, each with its covered tokens first."""
-        found: list[Segment] = []
-        start = 0.0
+        pieces = []
         for relation, part in self.kinds.items():
-            share, covered = part.share or 0.0, part.covered or 0.0
-            for width, is_covered in ((share * covered, True), (share * (1 - covered), False)):
-                found += [Segment(relation, start, width, is_covered)] if width > 0 else []
-                start += width
-        return found
+            covered = (part.share or 0.0) * (part.covered or 0.0)
+            pieces += [(relation, covered, True), (relation, (part.share or 0.0) - covered, False)]
+        return _segments(pieces)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class FusionReport:
     def winners(self) -> list[str]:
         """Every model with its dialogues and its share of tokens, such as "pivot 158 (56.4%)"."""
         return [
-            f"{model} {count(self.who_won.get(model, 0.0))}"
+            f"{model} {count_text(self.who_won.get(model, 0.0))}"
             + (f" ({percent(self.rows_won[model])}%)" if model in self.rows_won else "")
             for model in dict.fromkeys((*self.who_won, *self.rows_won))
         ]
@@ -106,6 +109,7 @@ class Line:
     place: int
     """Of the target among the models of the comparison, from 1."""
     label: str
+    target: str
     source: str
     strategy: str
     seeds: int
@@ -129,7 +133,7 @@ def _line(place: int, model: ModelSummary, source: str, strategy: str) -> Line:
     reports = [report for report in model.reports if source in _object(report, "alignment")]
     alignment = mean([read_alignment(_object(report["alignment"], source)) for report in reports])
     fusion = mean([read_fusion(report) for report in reports])
-    return Line(place, model.label, source, strategy, len(reports), alignment, fusion)
+    return Line(place, model.label, model.rows[0].model, source, strategy, len(reports), alignment, fusion)
 
 
 def read_alignment(report: Mapping[str, Any]) -> AlignmentReport:
@@ -169,7 +173,8 @@ def mean(values: Sequence[Any]) -> Any:
         return values[0]
     first = known[0]
     if is_dataclass(first):
-        return type(first)(*(mean([getattr(value, item.name) for value in known]) for item in fields(first)))
+        kind: Any = type(first)
+        return kind(*(mean([getattr(value, item.name) for value in known]) for item in fields(first)))
     if isinstance(first, Mapping):
         keys = dict.fromkeys(key for value in known for key in value)
         return {key: mean([value.get(key, 0.0) for value in known]) for key in keys}
@@ -183,7 +188,18 @@ def occurring_kinds(reports: Sequence[AlignmentReport]) -> list[str]:
 
 def occurring_categories(reports: Sequence[AlignmentReport]) -> list[str]:
     """Categories of which there is some token."""
-    return [name for name in CATEGORIES if any(name in one.categories and one.categories[name].share for one in reports)]
+    return [
+        name for name in CATEGORIES if any(name in one.categories and one.categories[name].share for one in reports)
+    ]
+
+
+def _segments(pieces: Sequence[tuple[str, float, bool]]) -> list[Segment]:
+    ends = accumulate(width for _, width, _ in pieces)
+    return [
+        Segment(name, end - width, width, covered)
+        for (name, width, covered), end in zip(pieces, ends, strict=True)
+        if width > 0
+    ]
 
 
 def _category(part: Mapping[str, Any]) -> Category:

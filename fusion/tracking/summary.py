@@ -107,9 +107,13 @@ def percent(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.1f}"
 
 
-def count(value: float | None) -> str:
+def count_text(value: float | None) -> str:
     """A whole number; of means over seeds the first decimal."""
     return MISSING if value is None else f"{value:.1f}".removesuffix(".0")
+
+
+def decimal_text(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.1f}"
 
 
 def share_text(score: Estimate) -> str:

@@ -43,6 +43,43 @@ def sweep() -> list[ComparisonRow]:
     ]
 
 
+def aligned(one_one: int = 750, inner: int = 200, covered: float = 0.8, **changes) -> dict:
+    """The report of one source on 1000 tokens; 50 of them are n-1."""
+    kinds = {"1-1": (one_one, 1.0, 0.9), "n-1": (50, 1.0, 0.4), "inner": (inner, 0.0, None)}
+    names = ("rows", "covered", "mass_kept")
+    parts = {
+        kind: dict(zip(names, part, strict=True), share=part[0] / 1000) for kind, part in kinds.items() if part[0]
+    }
+    letters = {"rows": 900, "share": 0.9, "covered": 0.75, "mass_kept": 0.8, "kinds": {"1-1": 675, "inner": 225}}
+    digits = {"rows": 100, "share": 0.1, "covered": 1.0, "mass_kept": 1.0, "kinds": {"1-1": 100}}
+    return {
+        "supervised_rows": 1000,
+        "covered": covered,
+        "aligned": covered,
+        "mass_kept": 0.85,
+        "kinds": parts,
+        "categories": {"letters": letters, "digits": digits},
+        "dtw": {"dialogues": 50, "rows": 90, "byte_rows": 80, "another_row": 0.025, "no_row": 0.1, "unread_row": None},
+        "bytes_per_row": {"teacher": 20.4, "aligned": 58.46},
+        **changes,
+    }
+
+
+def report(sources: dict | None = None, **changes) -> dict:
+    """What stage 1 reports of a target."""
+    sources = sources or {"tiny_a": aligned()}
+    return {
+        "dialogues": {"train": 240, "heldout": 80, "dropped": {"too long": 2}},
+        "alignment": sources,
+        "who_won": {"pivot": 160, "tiny_a": 80},
+        "rows_won": {"pivot": 0.6, "tiny_a": 0.4},
+        "trained_on": 120,
+        "supervised_rows": 1000,
+        "fallback_share": 0.123,
+        **changes,
+    }
+
+
 def record_job(folder: Path, rows=(), **result) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     content = {"status": "finished", "comparison": [one.to_json() for one in rows], **result}

@@ -1,11 +1,12 @@
 """Reading the rows of a sweep: every model once, every failed job with its reason."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_rows import baselines, record_job, row, sweep
+from sample_rows import baselines, record_job, report, row, sweep
 
 from fusion.config import UserError
 from fusion.tracking.rows import ComparisonRow, read_rows, read_runs
@@ -57,6 +58,33 @@ def test_scores_that_disagree_between_jobs_are_reported(tmp_path, caplog):
     (kept,) = read_rows(tmp_path)
     assert kept.scores["average"] == 0.4
     assert "kept the earlier scores" in caplog.text
+
+
+def test_a_run_of_stage_1_gives_its_report_to_its_target_alone(tmp_path):
+    record_job(tmp_path / "a", [row("tiny_a", "source", 0.4), row("tiny_a", "target", 0.5)], report=report())
+    found = {one.kind: one.alignment for one in read_rows(tmp_path)}
+    assert found == {"source": {}, "target": report()}
+
+
+@pytest.mark.parametrize("written", [{"who_won": {"references": 5}}, {"alignment": {}}, "none", None])
+def test_runs_that_aligned_nothing_give_no_report(tmp_path, written):
+    record_job(tmp_path, [row("sft", "sft", 0.5), row("x", "target", 0.5)], report=written)
+    assert [one.alignment for one in read_rows(tmp_path)] == [{}, {}]
+
+
+def test_a_report_is_found_whichever_job_has_it(tmp_path):
+    target = row("tiny_a", "target", 0.5)
+    record_job(tmp_path / "merge of before", [target])
+    record_job(tmp_path / "train", [target], report=report())
+    record_job(tmp_path / "zmerge", [replace(target, alignment=report(trained_on=1))])
+    (kept,) = read_rows(tmp_path)
+    assert kept.alignment == report()
+    assert replace(kept, alignment={}) == target
+
+
+def test_a_report_must_be_an_object():
+    with pytest.raises(UserError, match=r"'alignment' must be an object"):
+        ComparisonRow.from_json({**row("a", "target", 0.5).to_json(), "alignment": [1]}, "here")
 
 
 def test_jobs_without_scores_are_failures_with_reasons(tmp_path):
