@@ -70,9 +70,14 @@ def _labels(firsts: Sequence[ComparisonRow]) -> list[str]:
         groups[name].append(own)
     telling = {name: _telling_keys(group) for name, group in groups.items()}
     return [
-        " ".join([name[1], *(f"{key}={_short(own[key])}" for key in telling[name] if key in own)])
+        " ".join([name[1], *(f"{_shown(key)}={_short(own[key])}" for key in telling[name] if key in own)])
         for name, own in zip(names, settings, strict=True)
     ]
+
+
+def _shown(key: str) -> str:
+    """`alignment` for `targets.alignment.name`: as the option is written on the command line."""
+    return key.removeprefix("targets.").removesuffix(".name")
 
 
 def _telling_keys(group: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -179,7 +179,7 @@ def test_alignment_and_fusion_of_every_target(tmp_path):
     section = markdown.split("## Alignment and fusion")[1].split("\n## ")[0]
     lines = [line.split(" | ") for line in section.splitlines() if line.startswith("| tiny")]
     assert lines[0] == [
-        *("| tiny_x alignment.name=em", "tiny_a", "em", "pivot 160 (60.0%), tiny_a 80 (40.0%)"),
+        *("| tiny_x alignment=em", "tiny_a", "em", "pivot 160 (60.0%), tiny_a 80 (40.0%)"),
         *(
             "1000",
             "80.0",
@@ -199,7 +199,7 @@ def test_alignment_and_fusion_of_every_target(tmp_path):
         ),
     ]
     assert [line[-1] for line in lines[:2]] == ["1 |", "2 |"]
-    assert "| tiny_x alignment.name=em | tiny_a | em | letters | 90.0 | 75.0 | 80.0 | 75.0 | 0.0 | 25.0 |" in section
+    assert "| tiny_x alignment=em | tiny_a | em | letters | 90.0 | 75.0 | 80.0 | 75.0 | 0.0 | 25.0 |" in section
     assert "| tiny_a |" not in section.replace("=em | tiny_a |", "").replace("=ms | tiny_a |", "")  # no report
     part = page.split("<h2>Alignment and fusion</h2>")[1].split("<h2>")[0]
     assert part.count('<a href="#model-') == 4  # two lines in each of two tables

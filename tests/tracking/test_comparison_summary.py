@@ -72,7 +72,7 @@ def test_ablations_of_targets_stay_apart_and_are_named_by_what_tells_them_apart(
         for seed in (1, 2)
     ]
     models = summarise(rows).models
-    assert [model.label for model in models] == [f"tiny_a alignment.name={name}" for name in ("alm", "ms", "strict")]
+    assert [model.label for model in models] == [f"tiny_a alignment={name}" for name in ("alm", "ms", "strict")]
     assert all(len(model.average.values) == 2 for model in models)
 
 
