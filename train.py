@@ -13,6 +13,7 @@ from fusion.config.launch import Job, launch
 from fusion.config.schema import ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from fusion.processes.starter import Node
     from fusion.tracking.record import RunRecord
     from fusion.tracking.rows import ComparisonRow
     from fusion.training.prepare import Prepared
@@ -27,6 +28,7 @@ def run(config: TrainConfig, job: Job) -> None:
     """One job: skip it when it is finished, else prepare, train, export, score and record."""
     from fusion.cache import code_version, fingerprint
     from fusion.tracking.record import RunRecord, is_finished
+    from fusion.training.nodes import this_node
 
     is_worker = config.teacher.worker is not None
     if not is_worker:
@@ -39,8 +41,12 @@ def run(config: TrainConfig, job: Job) -> None:
     if config.skip_finished and is_finished(job.folder, name):
         print(f"{job.name}: finished before with the same settings; skip_finished=false runs it again")
         return
+    node = this_node(config.parallel)
+    if node.number > 0:
+        assist(config, job, node)
+        return
     with RunRecord(job, "train", config.seed, name) as record:
-        train(config, job, record)
+        train(config, job, record, node)
 
 
 def read_share(config: TrainConfig, record: "RunRecord") -> None:
@@ -65,16 +71,31 @@ def read_share(config: TrainConfig, record: "RunRecord") -> None:
     record.finish(result, {"pivot": config.pivot, "sources": sources(config), "data": config.data})
 
 
-def train(config: TrainConfig, job: Job, record: "RunRecord") -> None:
+def assist(config: TrainConfig, job: Job, node: "Node") -> None:
+    """One of several nodes, but not the first one: it trains along, and the first one records."""
+    import torch
+
+    from fusion.training.data import FusionDataModule
+    from fusion.training.target import train_target
+    from fusion.world.resolve import with_world
+
+    torch.set_num_threads(config.threads)
+    config, _ = with_world(config)
+    data = FusionDataModule(config)
+    data.setup()
+    train_target(config, data, [], job.folder, "", node)
+    print(f"node {node.number}: its part of the training is done; the first node has the model")
+
+
+def train(config: TrainConfig, job: Job, record: "RunRecord", node: "Node") -> None:
     """The stage itself; the heavy libraries are loaded here, so that `--help` and skipped jobs answer at once."""
     import torch
 
-    from fusion.teaching.causal_lm import stored_dtype
     from fusion.tracking.loggers import job_loggers, log_scores
     from fusion.tracking.sweep import compare_folder
     from fusion.training.data import FusionDataModule
-    from fusion.training.export import export_model, model_card
-    from fusion.training.fit import fit
+    from fusion.training.export import model_card
+    from fusion.training.target import train_target
     from fusion.world.resolve import with_world
 
     torch.set_num_threads(config.threads)
@@ -86,18 +107,15 @@ def train(config: TrainConfig, job: Job, record: "RunRecord") -> None:
     print_report(config, data.prepared)
     record.lap("prepare")
     with job_loggers(config.logger, job, "train", config.tags) as loggers:
-        fitted = fit(config, data, loggers)
-        record.lap("train")
         card = model_card(f"{config.objective.name} {config.source.name}", config.pivot.path, CARD, job.command)
-        model = job.folder / "model"
-        export_model(fitted.model, data.prepared.tokenizer, model, stored_dtype(config.pivot), card)
+        trained = train_target(config, data, loggers, job.folder, card, node)
         write_heldout_won(job, data.prepared)
-        record.lap("export")
+        record.lap("train")
         rows = score(config, job, strong_skills)
         if rows:
             log_scores(loggers, rows[-1].scores, rows[-1].nll_per_byte)
         record.lap("score")
-    tokens = data.tokens_trained(fitted.steps)
+    tokens = data.tokens_trained(trained.steps)
     result = {
         "name": config.source.name,
         "objective": config.objective.name,
@@ -105,10 +123,10 @@ def train(config: TrainConfig, job: Job, record: "RunRecord") -> None:
         "setting": config.common(SETTING),
         "recipe": config.recipe(),
         "model": "model",
-        "steps": fitted.steps,
+        "steps": trained.steps,
         "tokens": tokens,
-        "tokens_per_second": round(tokens / fitted.seconds, 1),
-        "metrics": fitted.metrics,
+        "tokens_per_second": round(tokens / trained.seconds, 1),
+        "metrics": trained.metrics,
         "report": data.prepared.report,
         "comparison": [row.to_json() for row in rows],
     }

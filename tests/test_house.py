@@ -17,6 +17,7 @@ FLOORS = (
     {"alignment"},
     {"teaching", "world"},
     {"dialogues"},
+    {"processes"},
     {"config"},
     {"cache"},
 )

@@ -41,7 +41,7 @@ def main() -> None:
     rows += count_rows(texts)
     growth = measure_growth(texts, strategy(texts, "ms", "bytes"), int(chosen.largest))
     rows += [Row(f"slope of {name}", None, slope, "log-log") for name, slope in growth.slopes.items()]
-    plot_growth(growth, out.with_name(f"{out.stem}_scaling.png"))
+    plot_growth(growth, out.with_name(f"{out.stem}_scaling.png"), "Alignment", "tokens of the pivot")
     report("token alignment", rows, out, inputs=data.origin, growth=growth._asdict())
 
 

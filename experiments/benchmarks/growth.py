@@ -26,6 +26,11 @@ class Growth(NamedTuple):
     slopes: dict[str, float]
     """Least squares through the logarithms: 1 is linear."""
 
+    @classmethod
+    def of(cls, tokens: list[int], seconds: dict[str, list[float]]) -> "Growth":
+        logarithms = {step: np.polyfit(np.log(tokens), np.log(took), 1) for step, took in seconds.items()}
+        return cls(tokens, seconds, {step: float(slope) for step, (slope, _) in logarithms.items()})
+
 
 class Spoken(NamedTuple):
     passage: Passage
@@ -49,8 +54,7 @@ def measure_growth(texts: Texts, alignment: Alignment, largest: int) -> Growth:
         for step in STEPS:
             took[step].append(min(run[step] for run in runs))
         wanted *= 10
-    slopes = {step: float(np.polyfit(np.log(sizes), np.log(took[step]), 1)[0]) for step in STEPS}
-    return Growth(sizes, took, slopes)
+    return Growth.of(sizes, took)
 
 
 def _spoken(texts: Texts, passage: Passage, seed: int) -> Spoken:
@@ -93,15 +97,15 @@ def _one_run(texts: Texts, alignment: Alignment, corpus: list[Spoken]) -> dict[s
     return dict(zip(STEPS, [*marks.tolist(), float(marks.sum())], strict=True))
 
 
-def plot_growth(growth: Growth, path: Path) -> None:
-    """Seconds over tokens, both in logarithms, one line per step."""
+def plot_growth(growth: Growth, path: Path, what: str, axis: str) -> None:
+    """Seconds over tokens, both in logarithms, one line per step; `axis` says whose tokens."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 5))
     for step, took in growth.seconds.items():
         axes.loglog(growth.tokens, took, marker="o", label=f"{step} (slope {growth.slopes[step]:.3f})")
-    axes.set(xlabel="tokens of the pivot", ylabel="seconds, one thread", title="Alignment grows with the corpus")
+    axes.set(xlabel=axis, ylabel="seconds, one thread", title=f"{what} grows with the corpus")
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)

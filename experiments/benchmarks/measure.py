@@ -5,14 +5,17 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from fusion.dialogues.dialogue import Dialogue, read_jsonl
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numpy", "numba", "transformers", "tokenizers", "rapidfuzz")
@@ -39,9 +42,14 @@ class Inputs(NamedTuple):
     """Tokeniser."""
     source: Any
     """Tokeniser."""
-    texts: list[str]
+    dialogues: list[Dialogue]
     origin: str
     """What these are, for the record."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The messages of every dialogue, one below the other."""
+        return ["\n".join(message.content for message in one.messages) for one in self.dialogues]
 
 
 def seconds(call: Callable[[], object], repeats: int = 5, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -72,16 +80,30 @@ def interleaved(
     return best_reference, best_ours
 
 
+def turns(
+    calls: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """All times of calls that run one after the other, `rounds` times: all meet the same noise, which shows.
+
+    `clock` may read several clocks at once: [clocks]. The times of a call are [rounds, clocks].
+    """
+    took: dict[str, list[np.ndarray]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            started = clock()
+            call()
+            took[name].append(clock() - started)
+    return {name: np.stack(times) for name, times in took.items()}
+
+
 def inputs(folder: Path) -> Inputs:
     """Mistral-32k, Qwen-151k and GSM8K dialogues below `folder`, or small tokenisers and texts made on the spot."""
     if (folder / "tokenizers").is_dir():
         from transformers import AutoTokenizer
 
         pair = [AutoTokenizer.from_pretrained(folder / "tokenizers" / name) for name in ("mistral-32k", "qwen-151k")]
-        lines = (folder / "data/gsm8k_dialogues.jsonl").read_text("utf-8").splitlines()
-        messages = [json.loads(line)["messages"] for line in lines]
-        texts = ["\n".join(message["content"] for message in dialogue) for dialogue in messages]
-        return Inputs(*pair, texts, "Mistral-32k, Qwen-151k, GSM8K dialogues")
+        dialogues = read_jsonl(folder / "data/gsm8k_dialogues.jsonl")
+        return Inputs(*pair, dialogues, "Mistral-32k, Qwen-151k, GSM8K dialogues")
     return _made_inputs()
 
 
@@ -91,9 +113,9 @@ def _made_inputs() -> Inputs:
     from fusion.world.tokenizers import make_tokenizer
 
     world = WorldConfig()
-    texts = ["\n".join(message.content for message in one.messages) for one in fusion_corpus(Split.TRAIN, world)]
     pair = [make_tokenizer(model, world) for model in (PIVOT, world.sources[0])]
-    return Inputs(*pair, texts, f"tokenisers and dialogues of the world, made on the spot ({world.sources[0]})")
+    dialogues = fusion_corpus(Split.TRAIN, world)
+    return Inputs(*pair, dialogues, f"tokenisers and dialogues of the world, made on the spot ({world.sources[0]})")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -110,7 +132,7 @@ def report(title: str, rows: Sequence[Row], out: Path, **facts: object) -> None:
     for heading in ("", "reference", "ours", "ratio", "unit"):
         table.add_column(heading, justify="left" if heading in ("", "unit") else "right")
     for row in rows:
-        numbers = [_short(row.reference), _short(row.ours), "" if row.ratio is None else f"{row.ratio:,.1f}x"]
+        numbers = [_short(row.reference), _short(row.ours), "" if row.ratio is None else _times(row.ratio)]
         table.add_row(row.name, *numbers, row.unit)
     Console().print(table)
     record = {
@@ -127,3 +149,7 @@ def report(title: str, rows: Sequence[Row], out: Path, **facts: object) -> None:
 
 def _short(number: float | None) -> str:
     return "" if number is None else f"{number:,.4g}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.{1 if ratio >= 10 else 2}f}x"

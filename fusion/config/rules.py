@@ -1,8 +1,10 @@
 """What types cannot say: ranges and choices of single settings, and combinations that make no sense."""
 
+import re
 from collections.abc import Iterator
 
-from fusion.config.schema import MergeConfig, TrainConfig
+from fusion.config.schema import EngineConfig, MergeConfig, TrainConfig
+from fusion.config.sizes import num_bytes
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -63,15 +65,17 @@ AT_LEAST: dict[str, float] = {
     "evaluation.batch_tokens": 1,
     "seed": 0,
     "threads": 1,
+    "engine.threads": 0,
 }
-ABOVE_ZERO = ("optim.lr", "lora.alpha", "teacher.temperature")
+LEAST_MEMORY = 64 << 20
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+ABOVE_ZERO = ("optim.lr", "lora.alpha", "trainer.peak_tflops", "teacher.temperature")
 
 
 def settings_problems(settings: TrainConfig | MergeConfig) -> list[str]:
     """Every rule that the settings break, one sentence each."""
     problems = [*_choices(settings), *_ranges(settings)]
-    if isinstance(settings, TrainConfig):
-        problems += _combinations(settings)
+    problems += _combinations(settings) if isinstance(settings, TrainConfig) else _engine(settings.engine)
     return problems
 
 
@@ -100,6 +104,16 @@ def _ranges(settings: object) -> Iterator[str]:
             yield f"{key}={value}: at least {AT_LEAST[key]:g} is expected"
         if key in ABOVE_ZERO and not value > 0:
             yield f"{key}={value}: a number above 0 is expected"
+
+
+def _engine(engine: EngineConfig) -> Iterator[str]:
+    try:
+        if num_bytes(engine.memory) < LEAST_MEMORY:
+            yield f"engine.memory={engine.memory}: at least 64MiB is expected"
+    except ValueError as error:
+        yield f"engine.memory: {error}"
+    if not DEVICE.fullmatch(engine.device):
+        yield f"engine.device={engine.device}: choose cpu, cuda or cuda:N"
 
 
 def _combinations(settings: TrainConfig) -> Iterator[str]:

@@ -11,7 +11,7 @@ BASELINE_RECIPE = ("objective", "optim", "trainer", "lora")
 RECIPE = ("teacher", "alignment", "fusion", *BASELINE_RECIPE)
 MACHINERY = {
     *("device", "placement", "processes", "workers", "worker", "batch_tokens", "shard_dialogues"),
-    *("dtw_sample", "chunk_rows", "progress_bar", "log_every_steps", "data_workers"),
+    *("dtw_sample", "chunk_rows", "progress_bar", "peak_tflops", "log_every_steps", "data_workers"),
     *("micro_batch_size", "micro_batch_tokens", "packing", "gradient_checkpointing", "compile"),
     *("checkpoint_every_steps", "keep_checkpoints", "resume"),
 }
@@ -191,7 +191,9 @@ class TrainerConfig:
     """auto: go on from the newest checkpoint of the same settings in the job's folder; never; or a checkpoint's
     folder."""
     progress_bar: bool = True
-    """Show a progress bar on a terminal."""
+    """Show the training's progress: a bar on a terminal, a line every `log_every_steps` in a log file."""
+    peak_tflops: float | None = None
+    """What a device could compute in `precision`, in 10^12 FLOP/s, for the metric mfu; known GPUs need none."""
 
 
 @dataclass(frozen=True)
@@ -304,6 +306,20 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """How a merge uses the machine; none of it changes the merged model."""
+
+    memory: str = "2GiB"
+    """Memory for the tensors of a merge, whatever the model's size; Python and torch take about 0.3 GiB beside it."""
+    threads: int = 0
+    """CPU threads that read, merge and write at once; 0 takes every core."""
+    device: str = "cpu"
+    """Where deltas are merged: cpu, cuda or cuda:N. On a GPU sums may differ from the CPU's in the last bit."""
+    probe_disk: bool = True
+    """Copy a little first, so that the report can compare the merge's speed to that of a plain copy."""
+
+
+@dataclass(frozen=True)
 class MergeConfig:
     """Stage 2: one model from the targets."""
 
@@ -323,6 +339,7 @@ class MergeConfig:
     """Words to find the run by."""
     merge: dict[str, Any] = field(default_factory=dict)
     """The method, its `scale` (a number, or `search`) and its own parameters."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
@@ -333,5 +350,5 @@ class MergeConfig:
 
 
 def _without_records(settings: TrainConfig | MergeConfig) -> dict[str, Any]:
-    ignored = ("logger", "paths", "tags", "skip_finished", "targets", "base", "sft")
+    ignored = ("logger", "paths", "tags", "skip_finished", "targets", "base", "sft", "engine")
     return {name: value for name, value in vars(settings).items() if name not in ignored}

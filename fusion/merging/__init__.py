@@ -9,20 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fusion.merging.deltas import Block, ModelDeltas, TensorDeltas
     from fusion.merging.engine import MergedDeltas, merge_deltas, merge_state_dicts
     from fusion.merging.folders import merge_folders
-    from fusion.merging.method import MergedDelta, MergeMethod, TensorContext, load_method, merge_method, method_names
+    from fusion.merging.method import MergedDelta, MergeMethod, load_method, merge_method, method_names
     from fusion.merging.parameters import check_parameters
     from fusion.merging.report import MergeReport
     from fusion.merging.search import ScaleSearch, search_scale
 
 __all__ = [
+    "Block",
     "MergeMethod",
     "MergeReport",
     "MergedDelta",
     "MergedDeltas",
+    "ModelDeltas",
     "ScaleSearch",
-    "TensorContext",
+    "TensorDeltas",
     "check_parameters",
     "load_method",
     "merge_deltas",
@@ -34,9 +37,10 @@ __all__ = [
 ]
 
 _MODULES = {
+    "deltas": ("Block", "ModelDeltas", "TensorDeltas"),
     "engine": ("MergedDeltas", "merge_deltas", "merge_state_dicts"),
     "folders": ("merge_folders",),
-    "method": ("MergeMethod", "MergedDelta", "TensorContext", "load_method", "merge_method", "method_names"),
+    "method": ("MergeMethod", "MergedDelta", "load_method", "merge_method", "method_names"),
     "parameters": ("check_parameters",),
     "report": ("MergeReport",),
     "search": ("ScaleSearch", "search_scale"),

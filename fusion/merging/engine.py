@@ -1,45 +1,74 @@
-"""The merge itself, one tensor at a time: merged = base + scale * delta.
+"""The merge itself: merged = base + scale * delta, tensor by tensor, block by block, in bounded memory.
 
-Deltas are float32; the sum is rounded once, to the dtype of the input. Shapes: J targets, N elements of a tensor.
+Deltas are float32; the sum is rounded once, to the dtype of the input. Shapes: J targets, N elements of a block.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from fusion.config import UserError, raise_problems
-from fusion.merging.arithmetic import squared_norms
-from fusion.merging.method import TensorContext, check_result
-from fusion.merging.parameters import wants_context
-from fusion.merging.plan import MergePlan, State, input_labels, make_plan
+from fusion.config import UserError
+from fusion.config.schema import EngineConfig
+from fusion.merging.deltas import Block, Counts, ModelDeltas, Run, TensorDeltas
+from fusion.merging.method import MergedDelta, check_result
+from fusion.merging.operands import TensorOperands, Workspace, wide_dtype
+from fusion.merging.plan import MergePlan, State, make_plan
 from fusion.merging.report import MergeReport
+from fusion.merging.resources import Resources, checked_resources
+from fusion.merging.statistics import TensorRecord
+from fusion.merging.workers import Workers
+
+Result = TypeVar("Result")
+
+
+class Sink(Protocol):
+    """Where blocks of merged tensors go."""
+
+    def write(self, name: str, start: int, origin_N: Tensor | None, delta_N: Tensor) -> None:
+        """Take the elements from `start` on: the base's, and the unscaled merged delta. Called by several threads."""
 
 
 @dataclass(frozen=True)
-class MergedTensor:
-    """`origin` (the base's tensor, or None) and the unscaled float32 `delta` of one name, in the tensor's shape."""
+class Held(Sink):
+    """Merged tensors in memory, or the unscaled deltas when `scale` is None."""
 
-    name: str
-    origin: Tensor | None
-    delta: Tensor
-    dtype: torch.dtype
+    scale: float | None
+    tensors: dict[str, Tensor]
 
-    def at_scale(self, scale: float) -> Tensor:
-        """base + scale * delta in `dtype`, rounded once.
+    @classmethod
+    def of(cls, plan: MergePlan, scale: float | None) -> "Held":
+        dtypes = {name: torch.float32 if scale is None else plan.specs[name].dtype for name in plan.merged_names}
+        return cls(scale, {name: torch.empty(plan.specs[name].shape, dtype=dtype) for name, dtype in dtypes.items()})
 
-        Raises:
-            UserError: the result overflows the dtype.
-        """
-        merged = self.delta.to(_wide_dtype(self.dtype)) * scale
-        if self.origin is not None:
-            merged += self.origin.to(merged.dtype)
-        rounded = merged.to(self.dtype)
-        if not bool(torch.isfinite(rounded).all()):
-            raise UserError(f"'{self.name}' overflows {self.dtype} at scale {scale:g}: choose a smaller scale")
-        return rounded
+    def write(self, name: str, start: int, origin_N: Tensor | None, delta_N: Tensor) -> None:
+        tensor = self.tensors[name]
+        values_N = delta_N if self.scale is None else scaled_sum(name, origin_N, delta_N, self.scale, tensor.dtype)
+        tensor.view(-1)[start : start + len(values_N)] = values_N
+
+
+def scaled_sum(name: str, origin_N: Tensor | None, delta_N: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """base + scale * delta in `dtype`, rounded once.
+
+    Raises:
+        UserError: the result overflows the dtype.
+    """
+    merged_N = delta_N.to(wide_dtype(dtype)) * scale
+    if origin_N is not None:
+        merged_N += origin_N.to(merged_N)
+    rounded_N = merged_N.to(dtype)
+    if not _is_finite(rounded_N):
+        raise UserError(f"'{name}' overflows {dtype} at scale {scale:g}: choose a smaller scale")
+    return rounded_N
+
+
+def _is_finite(values_N: Tensor) -> bool:
+    """Sums of squares are the quickest test; only they may overflow, so that a finite one proves it."""
+    norm = torch.linalg.vector_norm(values_N, dtype=wide_dtype(values_N.dtype))
+    return bool(torch.isfinite(norm)) or bool(torch.isfinite(values_N).all())
 
 
 @dataclass(frozen=True)
@@ -56,7 +85,7 @@ class MergedDeltas:
         for name, spec in plan.specs.items():
             if name in self.deltas:
                 origin = None if plan.base is None else plan.base[name].detach().cpu()
-                merged[name] = MergedTensor(name, origin, self.deltas[name], spec.dtype).at_scale(scale)
+                merged[name] = scaled_sum(name, origin, self.deltas[name], scale, spec.dtype)
             else:
                 merged[name] = plan.reference[name].clone()
         return merged
@@ -69,6 +98,7 @@ def merge_state_dicts(
     *,
     scale: float = 1.0,
     seed: int = 0,
+    engine: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
     **parameters: object,
 ) -> dict[str, Tensor]:
     """Merge state dicts on the CPU: base + scale * (the merged delta of the targets), in the base's dtypes.
@@ -81,82 +111,109 @@ def merge_state_dicts(
         UserError: with all problems of the request and the inputs, or NaN and infinities in a tensor.
     """
     plan = make_plan(method, base, targets, scale=scale, seed=seed, parameters=parameters)
-    merged = {tensor.name: tensor.at_scale(plan.scale) for tensor in merge_stream(plan, new_report(plan))}
-    return {name: merged[name] if name in merged else plan.reference[name].clone() for name in plan.specs}
+    held = Held.of(plan, plan.scale)
+    for _ in merge_tensors(plan, checked_resources(plan, engine), held):
+        pass
+    return {name: held.tensors[name] if name in held.tensors else plan.reference[name].clone() for name in plan.specs}
 
 
 def merge_deltas(
-    method: str, base: State | None, targets: Sequence[State], *, seed: int = 0, **parameters: object
+    method: str,
+    base: State | None,
+    targets: Sequence[State],
+    *,
+    seed: int = 0,
+    engine: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
+    **parameters: object,
 ) -> MergedDeltas:
     """As `merge_state_dicts`, but keep the merged delta apart, so that any scale costs only an addition."""
     started = time.perf_counter()
     plan = make_plan(method, base, targets, scale=1.0, seed=seed, parameters=parameters)
-    report = new_report(plan)
-    deltas = {tensor.name: tensor.delta for tensor in merge_stream(plan, report)}
+    held = Held.of(plan, None)
+    records = list(merge_tensors(plan, checked_resources(plan, engine), held))
+    report = MergeReport.of(plan, records)
+    report.bytes_read = plan.merged_bytes * len(plan.inputs)
     report.seconds = time.perf_counter() - started
-    return MergedDeltas(plan, deltas, report)
+    return MergedDeltas(plan, held.tensors, report)
 
 
-def new_report(plan: MergePlan) -> MergeReport:
-    return MergeReport(plan.method.name, dict(plan.parameters), plan.scale, plan.seed, len(plan.targets))
-
-
-def merge_stream(plan: MergePlan, report: MergeReport) -> Iterator[MergedTensor]:
-    """Merge tensor by tensor, holding one at a time, and enter each into `report`."""
-    statistics = _first_pass(plan, report)
-    for name in plan.merged_names:
-        yield _merge_tensor(plan, name, statistics, report)
-
-
-def _first_pass(plan: MergePlan, report: MergeReport) -> dict[str, Tensor]:
-    statistic = plan.method.first_pass(plan.parameters)
-    if statistic is None:
-        return {}
-    return {name: statistic(_read(plan, name, report)[1]) for name in plan.merged_names}
-
-
-def _merge_tensor(plan: MergePlan, name: str, statistics: Mapping[str, Tensor], report: MergeReport) -> MergedTensor:
-    origin, operands_JN = _read(plan, name, report)
-    norms_J = squared_norms(operands_JN).sqrt()
-    context = {"context": TensorContext(name, plan.seed, statistics)} if wants_context(plan.method) else {}
-    merged = plan.method(operands_JN, **plan.parameters, **context)
-    check_result(plan.method, merged, operands_JN)
-    delta_N = merged.delta
-    if origin is not None and plan.method.operands == "weights":
-        delta_N = delta_N - _wide(origin)
-    if not bool(torch.isfinite(squared_norms(delta_N[None])).all()):
-        raise UserError(f"merge method '{plan.method.name}' made NaN or infinities of '{name}'")
-    report.add(name, delta_N.numel(), merged.coefficients.tolist(), norms_J.tolist(), merged.events)
-    spec = plan.specs[name]
-    return MergedTensor(name, origin, delta_N.to(torch.float32).reshape(spec.shape), spec.dtype)
-
-
-def _read(plan: MergePlan, name: str, report: MergeReport) -> tuple[Tensor | None, Tensor]:
-    """The base's tensor, and what the method works on: deltas, or weights, float32 [J, N].
+def merge_tensors(
+    plan: MergePlan, resources: Resources, sink: Sink, finished: Collection[str] = ()
+) -> Iterator[TensorRecord]:
+    """Merge all tensors but the `finished` ones; their records come in the plan's order, each once it is in `sink`.
 
     Raises:
-        UserError: an input holds NaN or infinities.
+        UserError: NaN or infinities, a result of the wrong shape, an overflow.
     """
-    tensors = [state[name].detach().cpu() for state in plan.inputs.values()]
-    report.bytes_read += sum(tensor.nbytes for tensor in tensors)
-    problems = [
-        f"{label}: '{name}' holds NaN or infinities: merging would spread them"
-        for label, tensor in zip(input_labels(plan.inputs), tensors, strict=True)
-        if not bool(torch.isfinite(squared_norms(_wide(tensor)[None])).all())
-    ]
-    raise_problems(problems)
-    origin = None if plan.base is None else tensors.pop(0)
-    subtracted_N = None if origin is None or plan.method.operands == "weights" else _wide(origin)
-    operands_JN = torch.empty(len(tensors), tensors[0].numel(), dtype=torch.float32)
-    for target, tensor in enumerate(tensors):
-        operands_JN[target] = _wide(tensor) if subtracted_N is None else _wide(tensor) - subtracted_N
-    return origin, operands_JN
+    with Workers(resources.threads) as workers:
+        yield from TensorMerger(plan, resources, workers, sink).merge(finished)
 
 
-def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+class TensorMerger:
+    """Carries out a plan on some workers."""
 
+    def __init__(self, plan: MergePlan, resources: Resources, workers: Workers, sink: Sink) -> None:
+        self._plan, self._resources, self._workers, self._sink = plan, resources, workers, sink
+        self._workspace = Workspace()
+        self._survey: object = None
 
-def _wide(tensor: Tensor) -> Tensor:
-    """The tensor's elements [N], in float32 or better."""
-    return tensor.to(_wide_dtype(tensor.dtype)).reshape(-1)
+    def merge(self, finished: Collection[str]) -> Iterator[TensorRecord]:
+        plan = self._plan
+        names = [name for name in plan.merged_names if name not in finished]
+        if names:
+            model = ModelDeltas(len(plan.targets), plan.num_elements, self._per_tensor)
+            self._survey = plan.method.survey(model, plan.parameters)
+        for _, record in self._workers.each(names, self._is_alone, self._merge_tensor):
+            yield record
+
+    def _per_tensor(self, function: Callable[[TensorDeltas], Result]) -> dict[str, Result]:
+        def work(name: str, run: Run) -> Result:
+            return function(self._deltas(name, self._operands(name), run))
+
+        return dict(self._workers.each(self._plan.merged_names, self._is_alone, work))
+
+    def _is_alone(self, name: str) -> bool:
+        """Whether a tensor is so large that all threads should work on it together."""
+        spec, num_targets = self._plan.specs[name], len(self._plan.targets)
+        if self._plan.method.whole:
+            return (
+                self._resources.whole_bytes(spec.shape, num_targets)
+                > self._resources.memory // self._resources.threads
+            )
+        return len(self._plan.inputs) * spec.num_bytes > self._resources.kept_per_thread
+
+    def _operands(self, name: str) -> TensorOperands:
+        keep = self._resources.kept_alone if self._is_alone(name) else self._resources.kept_per_thread
+        return TensorOperands(self._plan, name, self._workspace, self._resources.device, keep)
+
+    def _deltas(self, name: str, operands: TensorOperands, run: Run) -> TensorDeltas:
+        plan = self._plan
+        shape, position = plan.specs[name].shape, plan.positions[name]
+        return TensorDeltas(name, shape, len(plan.targets), operands, position, plan.seed, self._survey, run)
+
+    def _merge_tensor(self, name: str, run: Run) -> TensorRecord:
+        operands = self._operands(name)
+        deltas = self._deltas(name, operands, run)
+        merged = self._plan.method(deltas, **self._plan.parameters)
+
+        def finish(start: int) -> dict[str, Counts]:
+            notes: dict[str, Counts] = {}
+            origin_N, operands_JN = operands.load(*deltas.span(start))
+            block = deltas.block(start, operands_JN, notes if operands.watched(start) else None)
+            delta_N = self._delta(merged, block, name, origin_N)
+            self._sink.write(name, start, origin_N, delta_N)
+            return notes
+
+        notes = run(finish, deltas.starts)
+        blocks = [operands.statistics[start] for start in deltas.starts]
+        return TensorRecord.of(name, blocks, merged.coefficients, notes, merged.events, deltas.num_elements)
+
+    def _delta(self, merged: MergedDelta, block: Block, name: str, origin_N: Tensor | None) -> Tensor:
+        method = self._plan.method
+        delta_N = merged.delta(block)
+        check_result(method, delta_N, merged.coefficients, block.deltas_JN)
+        if origin_N is not None and method.operands == "weights":
+            delta_N = (delta_N - origin_N).to(torch.float32)
+        if not _is_finite(delta_N):
+            raise UserError(f"merge method '{method.name}' made NaN or infinities of '{name}'")
+        return delta_N

@@ -1,22 +1,24 @@
-"""Merging model folders: streamed tensor by tensor, and visible only when complete."""
+"""Merging model folders: in bounded memory, resumable, and visible only when complete."""
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from fusion.cache import fsync_tree
+from fusion.cache import code_version, fingerprint
 from fusion.config import UserError, raise_problems
+from fusion.config.schema import EngineConfig
 from fusion.merging.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
-from fusion.merging.engine import merge_stream, new_report
-from fusion.merging.manifest import write_manifest
+from fusion.merging.digests import Digests, Stamp
+from fusion.merging.engine import merge_tensors
+from fusion.merging.manifest import HashedFolder, write_manifest
+from fusion.merging.method import method_names
+from fusion.merging.output import Output
 from fusion.merging.plan import MergePlan, input_labels, input_roles, make_plan, request_problems, state_problems
 from fusion.merging.report import MergeReport
+from fusion.merging.resources import Resources, checked_resources
+from fusion.merging.working import measured_copy_speed, space_problems, unfinished
 
-LOCK_FILE = ".lock"
 COMPANIONS = (
     CONFIG_FILE,
     "generation_config.json",
@@ -42,13 +44,15 @@ def merge_folders(
     *,
     scale: float = 1.0,
     seed: int = 0,
+    engine: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
     **parameters: object,
 ) -> MergeReport:
     """Merge Hugging Face model folders into a new one at `out`; parameters as in `merge_state_dicts`.
 
     `out` gets the base's (without base: the first target's) layout of weight files, config, tokeniser, chat template
     and generation config, and a `manifest.json` that `python -m fusion.merging.verify` checks. It appears, complete
-    and flushed to the disk, by one rename; a merge that fails or is killed leaves no `out`.
+    and flushed to the disk, by one rename; a merge that fails leaves nothing, and one that is killed leaves a hidden
+    folder with which the same merge goes on.
 
     Raises:
         UserError: with all problems of the request and the folders before the first byte is written; NaN and
@@ -59,15 +63,75 @@ def merge_folders(
     problems = request_problems(method, base is not None, len(targets), scale, seed, parameters)
     problems += _out_problems(out)
     inputs = _open_inputs(base, targets, problems)
-    raise_problems(problems + _architecture_problems(inputs) + state_problems(inputs))
+    problems += _architecture_problems(inputs) + state_problems(inputs)
+    raise_problems(problems + space_problems(out, _output_bytes(inputs)))
     opened_targets = [checkpoint for role, checkpoint in inputs.items() if role != "base"]
     plan = make_plan(method, inputs.get("base"), opened_targets, scale=scale, seed=seed, parameters=parameters)
-    report = new_report(plan)
-    with _unfinished(out) as working:
-        _write_model(plan, next(iter(inputs.values())), working, report)
-        _write_manifest(plan, inputs, working)
-    report.seconds = time.perf_counter() - started
+    resources = checked_resources(plan, engine)
+    with unfinished(out) as working:
+        copy_speed = measured_copy_speed(_reference(inputs).files[0].path, working) if engine.probe_disk else None
+        report = _merge_into(working, plan, inputs, resources)
+    report.copy_speed, report.seconds = copy_speed, time.perf_counter() - started
     return report
+
+
+def _merge_into(working: Path, plan: MergePlan, inputs: Mapping[str, Checkpoint], resources: Resources) -> MergeReport:
+    """Fill the working folder, going on from what an earlier attempt at the same merge has finished."""
+    stamps = [Stamp.of(path) for path in _input_files(inputs)]
+    output = Output(plan, _reference(inputs), working, _key(plan, stamps))
+    records = dict(output.resumed)
+    with Digests(resources.threads) as digests:
+        for record in output.commit(merge_tensors(plan, resources, output, output.resumed)):
+            records[record.name] = record
+            for file in (
+                *(checkpoint.homes[record.name] for checkpoint in inputs.values()),
+                output.homes[record.name],
+            ):
+                digests.follow(file.path, file.end(record.name))
+        _copy_companions(_reference(inputs), working)
+        found = digests.all_of(_input_files(inputs), _visible_files(working))
+    changed = [stamp.path for stamp in stamps if Stamp.of(Path(stamp.path)) != stamp]
+    raise_problems([f"{path}: was changed while it was merged: merge again" for path in changed])
+    report = MergeReport.of(plan, [records[name] for name in plan.merged_names])
+    report.resumed = len(output.resumed)
+    report.bytes_read = sum(stamp.num_bytes for stamp in stamps)
+    report.bytes_written = sum(path.stat().st_size for path in _visible_files(working))
+    _write_manifest(plan, inputs, working, found)
+    return report
+
+
+def _key(plan: MergePlan, stamps: Sequence[Stamp]) -> str:
+    """What must be the same for a merge to go on with another's tensors."""
+    own = [] if plan.method.name in method_names() else [plan.method.function.__module__]
+    return fingerprint(
+        {
+            "request": [plan.method.name, plan.parameters, plan.scale, plan.seed, list(plan.inputs)],
+            "inputs": stamps,
+            "code": code_version("fusion.merging", *own),
+        }
+    )
+
+
+def _reference(inputs: Mapping[str, Checkpoint]) -> Checkpoint:
+    """Whose layout and companions the merged model gets."""
+    return next(iter(inputs.values()))
+
+
+def _output_bytes(inputs: Mapping[str, Checkpoint]) -> int:
+    return sum(file.num_bytes for file in _reference(inputs).files) if inputs else 0
+
+
+def _input_files(inputs: Mapping[str, Checkpoint]) -> list[Path]:
+    """Weights and companions of all inputs, each once."""
+    return list(dict.fromkeys(path for checkpoint in inputs.values() for path in _model_files(checkpoint)))
+
+
+def _model_files(checkpoint: Checkpoint) -> list[Path]:
+    return [file.path for file in checkpoint.files] + _companions(checkpoint)
+
+
+def _visible_files(working: Path) -> list[Path]:
+    return sorted(path for path in working.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
 def _open_inputs(base: Path | None, targets: Sequence[Path], problems: list[str]) -> dict[str, Checkpoint]:
@@ -101,52 +165,6 @@ def _architecture_problems(inputs: Mapping[str, Checkpoint]) -> list[str]:
     return problems
 
 
-@contextmanager
-def _unfinished(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that becomes `out` when the block ends well, and goes when it does not."""
-    working = out.with_name(f".{out.name}.merging")
-    working.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(working / LOCK_FILE, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(f"{out}: another process is merging into it: wait for it, or choose another name") from error
-    try:
-        _clear(working)
-        yield working
-        fsync_tree(working)
-        working.rename(out)
-        (out / LOCK_FILE).unlink(missing_ok=True)
-    except BaseException:
-        shutil.rmtree(working, ignore_errors=True)
-        raise
-    finally:
-        lock.release()
-
-
-def _clear(working: Path) -> None:
-    """Remove what a killed merge left."""
-    for path in working.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK_FILE:
-            path.unlink()
-
-
-def _write_model(plan: MergePlan, reference: Checkpoint, working: Path, report: MergeReport) -> None:
-    """The merged weights in the reference's files and order, and the files that belong to them."""
-    copies = {file.path: file.copy_layout(working / file.path.name) for file in reference.files}
-    for merged in merge_stream(plan, report):
-        copies[reference.homes[merged.name].path].write(merged.name, merged.at_scale(plan.scale))
-    for name in plan.copied_names:
-        copies[reference.homes[name].path].write(name, reference[name])
-    for path in _companions(reference):
-        copied = working / path.relative_to(reference.folder)
-        copied.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, copied)
-    report.bytes_written = sum(path.stat().st_size for path in working.rglob("*") if path.is_file())
-
-
 def _companions(checkpoint: Checkpoint) -> list[Path]:
     """Files that make weights a model: never code, pickles, or another model's card."""
     index = [] if checkpoint.index is None else [checkpoint.index]
@@ -154,7 +172,16 @@ def _companions(checkpoint: Checkpoint) -> list[Path]:
     return sorted([*found, *index])
 
 
-def _write_manifest(plan: MergePlan, inputs: Mapping[str, Checkpoint], working: Path) -> None:
+def _copy_companions(checkpoint: Checkpoint, working: Path) -> None:
+    for path in _companions(checkpoint):
+        copied = working / path.relative_to(checkpoint.folder)
+        copied.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copied)
+
+
+def _write_manifest(
+    plan: MergePlan, inputs: Mapping[str, Checkpoint], working: Path, digests: Mapping[Path, str]
+) -> None:
     request = {
         "method": plan.method.name,
         "paper": plan.method.paper,
@@ -163,7 +190,7 @@ def _write_manifest(plan: MergePlan, inputs: Mapping[str, Checkpoint], working: 
         "seed": plan.seed,
     }
     sources = {
-        role: (checkpoint.folder, [file.path for file in checkpoint.files] + _companions(checkpoint))
+        role: HashedFolder.of(checkpoint.folder, _model_files(checkpoint), digests)
         for role, checkpoint in inputs.items()
     }
-    write_manifest(working, request, sources)
+    write_manifest(working, request, sources, HashedFolder.of(working, _visible_files(working), digests))

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from fusion import __version__
 from fusion.cache import file_hash, write_json
@@ -17,22 +18,25 @@ def versions() -> dict[str, str]:
     return {"fusion": __version__, "python": platform.python_version(), "torch": version("torch")}
 
 
-def hashed_files(folder: Path, files: Sequence[Path]) -> dict[str, object]:
-    """The folder and the SHA-256 of each of `files`, which are below it."""
-    hashes = {file.relative_to(folder).as_posix(): file_hash(file) for file in sorted(files)}
-    return {"folder": str(folder.resolve()), "files": hashes}
+class HashedFolder(NamedTuple):
+    folder: Path
+    files: Mapping[str, str]
+    """Path below the folder -> SHA-256."""
+
+    @classmethod
+    def of(cls, folder: Path, files: Sequence[Path], digests: Mapping[Path, str]) -> "HashedFolder":
+        return cls(folder.resolve(), {file.relative_to(folder).as_posix(): digests[file] for file in sorted(files)})
 
 
 def write_manifest(
-    folder: Path, request: Mapping[str, object], inputs: Mapping[str, tuple[Path, Sequence[Path]]]
+    folder: Path, request: Mapping[str, object], inputs: Mapping[str, HashedFolder], outputs: HashedFolder
 ) -> None:
-    """Record what was asked, each input (role -> its folder and files), and every file now in `folder`."""
-    outputs = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    """Record in `folder` what was asked, each input by its role, and every file that came out."""
     manifest = {
         **request,
         "versions": versions(),
-        "inputs": {role: hashed_files(source, files) for role, (source, files) in inputs.items()},
-        "outputs": hashed_files(folder, outputs)["files"],
+        "inputs": {role: {"folder": str(source.folder), "files": source.files} for role, source in inputs.items()},
+        "outputs": outputs.files,
     }
     write_json(folder / MANIFEST_FILE, manifest)
 

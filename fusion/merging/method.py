@@ -1,13 +1,22 @@
 """What a merge method is: one typed function on one tensor's deltas, marked with `@merge_method`.
 
-Shapes: J targets, N elements of one tensor, flattened in row-major order.
+The function looks at the deltas in as many passes as it needs, and returns how a block of the merged delta is made:
+
+    @merge_method(paper="https://arxiv.org/abs/2203.05482")
+    def halves(deltas: TensorDeltas, *, weight: Share = 0.5) -> MergedDelta:
+        norms_J = deltas.reduce(lambda block: squared_norms(block.deltas_JN)).sqrt()
+        weights_J = weight * norms_J / norms_J.sum()
+        return MergedDelta(lambda block: weighted_sum(block.deltas_JN, weights_J), weights_J)
+
+It never sees files, threads, memory limits or dtypes. `fusion.merging.deltas` says what blocks and passes are.
+Shapes: J targets, N elements of one block.
 """
 
 import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, Literal, ParamSpec
 
 import torch
@@ -15,36 +24,29 @@ from torch import Tensor
 
 from fusion.config import UserError
 from fusion.merging import methods
+from fusion.merging.deltas import Block, ModelDeltas
 
 Arguments = ParamSpec("Arguments")
 Parameters = Mapping[str, object]
-Statistic = Callable[[Tensor], Tensor]
+Survey = Callable[[ModelDeltas, Parameters], object]
 
 
 @dataclass(frozen=True)
 class MergedDelta:
     """What a method makes of one tensor.
 
-    `delta`: float32 [N], added to the base after the engine scaled it. `coefficients`: [J], the weight that each
-    target's delta was multiplied with (before a division per position, where a method has one). `events`: what a
-    reader of the report should know, such as a fallback that was taken.
+    `delta(block)`: float32 [N], added to the base after the engine scaled it; called once per block, in any order and
+    from several threads. `coefficients`: [J], the weight that each target's delta was multiplied with (before a
+    division per position, where a method has one). `events`: what a reader of the report should know, such as a
+    fallback that was taken.
     """
 
-    delta: Tensor
+    delta: Callable[[Block], Tensor]
     coefficients: Tensor
     events: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class TensorContext:
-    """What a method may know beside the deltas: the tensor's name, the seed, and the first pass's results by name."""
-
-    name: str = ""
-    seed: int = 0
-    statistics: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def _no_first_pass(parameters: Parameters) -> Statistic | None:
+def _no_survey(model: ModelDeltas, parameters: Parameters) -> None:
     return None
 
 
@@ -62,7 +64,8 @@ class MergeMethod(Generic[Arguments]):
     needs_base: bool
     operands: Literal["deltas", "weights"]
     num_targets: int | None
-    first_pass: Callable[[Parameters], Statistic | None]
+    whole: bool
+    survey: Survey
     check: Callable[[Parameters], list[str]]
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> MergedDelta:
@@ -75,22 +78,23 @@ def merge_method(
     needs_base: bool = True,
     operands: Literal["deltas", "weights"] = "deltas",
     num_targets: int | None = None,
-    first_pass: Callable[[Parameters], Statistic | None] = _no_first_pass,
+    whole: bool = False,
+    survey: Survey = _no_survey,
     check: Callable[[Parameters], list[str]] = _no_problems,
 ) -> Callable[[Callable[Arguments, MergedDelta]], MergeMethod[Arguments]]:
-    """Mark `function(operands_JN, *, parameter=default, ..., context: TensorContext) -> MergedDelta` as a method.
+    """Mark `function(deltas: TensorDeltas, *, parameter=default, ...) -> MergedDelta` as a merge method.
 
     `paper`: URL of the formula. `needs_base`: refuse a merge without base; otherwise deltas are then taken from zero.
     `operands="weights"`: the function gets and returns whole weights, not deltas. `num_targets`: the only number of
-    targets it takes. `first_pass(parameters)`: a statistic of [J, N] operands to be taken of every tensor before the
-    first is merged, or None. `check(parameters)`: problems that the types of the signature cannot express.
-    `context` is given to functions that ask for it.
+    targets it takes. `whole`: it asks for `deltas.whole()`; memory is planned for it. `survey(model, parameters)`:
+    what must be known of the whole model before its first tensor is merged; the function finds the result in
+    `deltas.survey`. `check(parameters)`: problems that the types of the signature cannot express.
     """
 
     def mark(function: Callable[Arguments, MergedDelta]) -> MergeMethod[Arguments]:
         own = function.__module__ == f"{methods.__name__}.{function.__name__}"
         name = function.__name__ if own else f"{function.__module__}.{function.__name__}"
-        return MergeMethod(function, name, paper, needs_base, operands, num_targets, first_pass, check)
+        return MergeMethod(function, name, paper, needs_base, operands, num_targets, whole, survey, check)
 
     return mark
 
@@ -124,12 +128,13 @@ def load_method(name: str) -> MergeMethod[...]:
     return found
 
 
-def check_result(method: MergeMethod[...], merged: MergedDelta, operands_JN: Tensor) -> None:
-    """Refuse what a method returned when it is not of the promised shape and type (`UserError`)."""
+def check_result(method: MergeMethod[...], delta: object, coefficients: object, operands_JN: Tensor) -> None:
+    """Refuse what a method made of a block when it is not of the promised shape and type (`UserError`)."""
     num_targets, num_elements = operands_JN.shape
-    delta, coefficients = merged.delta, merged.coefficients
-    if delta.shape != (num_elements,) or delta.dtype != torch.float32 or coefficients.shape != (num_targets,):
+    delta_is_good = isinstance(delta, Tensor) and delta.shape == (num_elements,) and delta.dtype == torch.float32
+    if not delta_is_good or not isinstance(coefficients, Tensor) or coefficients.shape != (num_targets,):
+        got = [f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else repr(x) for x in (delta, coefficients)]
         raise UserError(
-            f"merge method '{method.name}' must return a float32 delta of shape [{num_elements}] and coefficients of "
-            f"shape [{num_targets}], got {delta.dtype} {list(delta.shape)} and {list(coefficients.shape)}"
+            f"merge method '{method.name}' must return a float32 delta of shape [{num_elements}] for this block and "
+            f"coefficients of shape [{num_targets}], got {got[0]} and {got[1]}"
         )

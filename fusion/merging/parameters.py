@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fusion.config import UserError
-from fusion.merging.method import MergeMethod, Parameters, TensorContext, load_method
+from fusion.merging.method import MergeMethod, Parameters, load_method
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,14 @@ class Option:
 
 @cache
 def options_of(method: MergeMethod[...]) -> Mapping[str, Option]:
-    """The parameters that a user may set: the function's keywords, without `context`."""
+    """The parameters that a user may set: the function's keywords."""
     hints = get_type_hints(method.function, include_extras=True)
     signature = inspect.signature(method.function).parameters.values()
     return {
         parameter.name: Option(hints[parameter.name], parameter.default)
         for parameter in signature
-        if parameter.kind is parameter.KEYWORD_ONLY and hints[parameter.name] is not TensorContext
+        if parameter.kind is parameter.KEYWORD_ONLY
     }
-
-
-@cache
-def wants_context(method: MergeMethod[...]) -> bool:
-    return TensorContext in get_type_hints(method.function).values()
 
 
 def with_defaults(method: MergeMethod[...], parameters: Parameters) -> dict[str, object]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -51,6 +52,22 @@ class MergePlan:
     def merged_names(self) -> list[str]:
         """Tensors that are merged; the others (integers, booleans, empty ones) are copied."""
         return [name for name, spec in self.specs.items() if spec.dtype.is_floating_point and spec.num_bytes]
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Where each merged tensor begins when all of them lie one behind the other."""
+        sizes = [self.specs[name].num_elements for name in self.merged_names]
+        return dict(zip(self.merged_names, accumulate(sizes, initial=0), strict=False))
+
+    @cached_property
+    def num_elements(self) -> int:
+        """Elements that are merged."""
+        return sum(self.specs[name].num_elements for name in self.merged_names)
+
+    @cached_property
+    def merged_bytes(self) -> int:
+        """Bytes of all tensors that are merged, in one model."""
+        return sum(self.specs[name].num_bytes for name in self.merged_names)
 
     @cached_property
     def copied_names(self) -> list[str]:

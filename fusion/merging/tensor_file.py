@@ -5,11 +5,12 @@ Format: https://huggingface.co/docs/safetensors - 8 bytes header length, the hea
 
 import json
 import math
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,8 +43,12 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.num_elements * self.dtype.itemsize
 
     def __str__(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
@@ -57,29 +62,68 @@ class TensorFile:
     preamble: bytes
     specs: dict[str, TensorSpec]
     starts: dict[str, int]
+    is_output: bool = False
+
+    @cached_property
+    def _file(self) -> BinaryIO:
+        """Opened once; positions are given with every read and write, so threads may share it."""
+        return self.path.open("r+b" if self.is_output else "rb", buffering=0)
 
     def read(self, name: str) -> Tensor:
-        spec = self.specs[name]
-        if not spec.num_bytes:
-            return torch.empty(spec.shape, dtype=spec.dtype)
-        raw = np.fromfile(self.path, dtype=np.uint8, count=spec.num_bytes, offset=self.starts[name])
-        if len(raw) != spec.num_bytes:
-            raise UserError(f"{self.path}: '{name}' ends early: the file was changed while it was read")
-        return torch.from_numpy(raw).view(spec.dtype).reshape(spec.shape)
+        tensor = torch.empty(self.specs[name].num_elements, dtype=self.specs[name].dtype)
+        self.read_span(name, 0, tensor)
+        return tensor.reshape(self.specs[name].shape)
 
-    def copy_layout(self, path: Path) -> "TensorFile":
-        """Create `path` with this file's header and size, its tensors still to be written."""
-        num_bytes = sum(spec.num_bytes for spec in self.specs.values())
-        with path.open("wb") as file:
+    def read_span(self, name: str, start: int, into_N: Tensor) -> None:
+        """Fill `into_N` with the elements from `start` on.
+
+        Raises:
+            UserError: the file has become shorter since it was opened.
+        """
+        offset, missing = self._offset(name, start), _bytes_of(into_N)
+        while missing:
+            num_bytes = os.preadv(self._file.fileno(), [missing], offset)
+            if not num_bytes:
+                raise UserError(f"{self.path}: '{name}' ends early: the file was changed while it was read")
+            offset, missing = offset + num_bytes, missing[num_bytes:]
+
+    def write_span(self, name: str, start: int, values_N: Tensor) -> None:
+        """Write elements from `start` on."""
+        assert values_N.dtype == self.specs[name].dtype
+        offset, missing = self._offset(name, start), _bytes_of(values_N)
+        while missing:
+            num_bytes = os.pwrite(self._file.fileno(), missing, offset)
+            offset, missing = offset + num_bytes, missing[num_bytes:]
+
+    def _offset(self, name: str, start: int) -> int:
+        return self.starts[name] + start * self.specs[name].dtype.itemsize
+
+    def layout_at(self, path: Path) -> "TensorFile":
+        """The same tensors at the same places of another file, which may be written to."""
+        return TensorFile(path, self.preamble, self.specs, self.starts, is_output=True)
+
+    def create(self) -> None:
+        """Make the file, in its full size, with the header and without the tensors."""
+        with self.path.open("wb") as file:
             file.write(self.preamble)
-            file.truncate(len(self.preamble) + num_bytes)
-        return TensorFile(path, self.preamble, self.specs, self.starts)
+            file.truncate(self.num_bytes)
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        assert TensorSpec(tensor.dtype, tuple(tensor.shape)) == self.specs[name]
-        with self.path.open("r+b") as file:
-            file.seek(self.starts[name])
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole file."""
+        return len(self.preamble) + sum(spec.num_bytes for spec in self.specs.values())
+
+    def end(self, name: str) -> int:
+        """Offset behind a tensor."""
+        return self.starts[name] + self.specs[name].num_bytes
+
+    def flush(self) -> None:
+        """Return when everything that was written is on the disk."""
+        os.fsync(self._file.fileno())
+
+
+def _bytes_of(values_N: Tensor) -> memoryview:
+    return memoryview(values_N.view(torch.uint8).numpy().data)
 
 
 def open_tensor_file(path: Path) -> TensorFile:

@@ -37,6 +37,10 @@ class FusedStore:
         self.folder = folder
         self._rows = SparseRowStore(folder)
 
+    def __reduce__(self) -> tuple[type["FusedStore"], tuple[Path]]:
+        """Mapped files do not travel to another process; it opens its own."""
+        return type(self), (self.folder,)
+
     @staticmethod
     def write(
         folder: Path,

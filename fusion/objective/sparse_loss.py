@@ -1,20 +1,20 @@
 """Cross-entropy against sparse targets, without targets or logits of the size [tokens, vocabulary].
 
-With logits z = h W^T (+ b), a row with sparse weights w costs  m * logsumexp(z) - sum_j w_j z_j,  m = sum_j w_j, and
-its gradient is  dz = m * softmax(z) - scatter(w).  A mixture lambda * onehot(y) + (1 - lambda) * q is just one such w.
+With logits z, a row with sparse weights w costs  m * logsumexp(z) - sum_j w_j z_j,  m = sum_j w_j, and its gradient is
+dz = m * softmax(z) - scatter(w).  A mixture lambda * onehot(y) + (1 - lambda) * q is just one such w.
 A tail bucket is one entry more: all tokens outside the row's support together, with the logit logsumexp(z outside);
 its share of the gradient falls on these tokens as their own softmax.
 
 Tensor legend: T rows, H hidden size, V vocabulary, K target entries per row.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-CPU_CHUNK, GPU_CHUNK = 1 << 22, 1 << 27
-"""Logits of one chunk."""
+from fusion.objective.head import Head
+from fusion.objective.head_loss import Question, Seen, head_loss
 
 
 class Tail(NamedTuple):
@@ -37,142 +37,59 @@ class SparseLoss(NamedTuple):
 
 def sparse_cross_entropy(
     hidden_TH: Tensor,
-    head_VH: Tensor,
+    head_VH: Tensor | Head,
     ids_TK: Tensor,
     weights_TK: Tensor,
     *,
     bias_V: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Sum over rows of the cross-entropy between sparse targets and softmax(hidden @ head.T + bias), in nats.
+    """Sum over rows of the cross-entropy between sparse targets and the softmax of the head's logits, in nats.
 
     Args:
         hidden_TH: hidden states of the supervised rows.
-        head_VH: weight of the output head.
+        head_VH: weight of the output head, or a `Head` that also has a bias, a scale or a soft cap.
         ids_TK: int64 target ids; an id may repeat in a row, its weights then add up. Unused columns: any id, weight 0.
         weights_TK: float target weights, not differentiated; rows need not sum to 1.
-        bias_V: bias of the output head.
+        bias_V: bias of a head that is given by its weight.
         chunk_size: rows whose logits exist at the same time; None takes what `rows_per_chunk` gives.
 
     Returns a scalar (float32, or float64 for float64 input) that is differentiable once, with respect to hidden, head
     and bias; the gradients are computed in the forward pass, so that logits never wait for the backward pass.
+
+    Raises:
+        ValueError: shapes do not fit.
     """
-    return sparse_loss(hidden_TH, head_VH, ids_TK, weights_TK, bias_V=bias_V, chunk_size=chunk_size).loss
+    head = head_VH if isinstance(head_VH, Head) else Head(head_VH, bias_V)
+    return sparse_loss(hidden_TH, head, ids_TK, weights_TK, chunk_size=chunk_size).loss
 
 
 def sparse_loss(
     hidden_TH: Tensor,
-    head_VH: Tensor,
+    head: Head,
     ids_TK: Tensor,
     weights_TK: Tensor,
     *,
-    bias_V: Tensor | None = None,
     tail: Tail | None = None,
     chunk_size: int | None = None,
 ) -> SparseLoss:
     """`sparse_cross_entropy`, with a `tail` bucket where there is one, and what reports want to know."""
-    require_fit(hidden_TH, head_VH, ids_TK)
     shapes = [weights_TK.shape, *([tail.support_TK.shape] if tail is not None else [])]
     if any(shape != ids_TK.shape for shape in shapes):
         raise ValueError(f"targets {tuple(ids_TK.shape)} do not fit weights or support {[*map(tuple, shapes)]}")
-    chunk = chunk_size or rows_per_chunk(len(head_VH), hidden_TH.device)
-    return SparseLoss(*_SparseCrossEntropy.apply(hidden_TH, head_VH, bias_V, ids_TK, weights_TK, tail, chunk))
+
+    def row_loss(rows: slice, seen: Seen) -> list[Tensor]:
+        terms = [-(weights_TK[rows] * (seen.logits_TK - seen.normaliser_T1)).sum()]
+        if tail is not None:
+            terms.append(-(tail.weights_T[rows] * tail_logprobs(seen)).sum())
+        return terms
+
+    question = Question(ids_TK, None if tail is None else tail.support_TK)
+    loss, seen = head_loss(hidden_TH, head, question, row_loss, chunk_size=chunk_size)
+    return SparseLoss(loss, seen.logits_TK - seen.normaliser_T1, tail_logprobs(seen))
 
 
-def require_fit(hidden_TH: Tensor, head_VH: Tensor, ids_TK: Tensor) -> None:
-    """Raises ValueError for shapes that do not belong together."""
-    if hidden_TH.ndim != 2 or head_VH.ndim != 2 or hidden_TH.shape[1] != head_VH.shape[1]:
-        raise ValueError(f"hidden {tuple(hidden_TH.shape)} and head {tuple(head_VH.shape)} do not fit each other")
-    if ids_TK.ndim != 2 or len(ids_TK) != len(hidden_TH):
-        raise ValueError(f"targets {tuple(ids_TK.shape)} do not fit {len(hidden_TH)} rows")
-
-
-def rows_per_chunk(vocab_size: int, device: torch.device) -> int:
-    """Rows whose logits fill a chunk: few on a CPU, where fresh memory costs, many on a GPU, where launches cost."""
-    return max(8, (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK) // vocab_size)
-
-
-class _SparseCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_TH: Tensor,
-        head_VH: Tensor,
-        bias_V: Tensor | None,
-        ids_TK: Tensor,
-        weights_TK: Tensor,
-        tail: Tail | None,
-        chunk_size: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        exact = torch.promote_types(hidden_TH.dtype, torch.float32)
-        needs_hidden, needs_head, needs_bias = ctx.needs_input_grad[:3]
-        loss = hidden_TH.new_zeros((), dtype=exact)
-        logprobs = hidden_TH.new_empty(ids_TK.shape, dtype=exact)
-        tail_logprobs = hidden_TH.new_zeros(len(ids_TK), dtype=exact)
-        hidden_grad = torch.empty_like(hidden_TH) if needs_hidden else None
-        head_grad = torch.zeros_like(head_VH, dtype=exact) if needs_head else None
-        bias_grad = torch.zeros_like(bias_V, dtype=exact) if needs_bias and bias_V is not None else None
-        for start in range(0, len(hidden_TH), chunk_size):
-            rows = slice(start, start + chunk_size)
-            hidden, ids, weights = hidden_TH[rows], ids_TK[rows], weights_TK[rows].to(exact)
-            logits = (hidden @ head_VH.T).to(exact)
-            if bias_V is not None:
-                logits += bias_V
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            logprobs[rows] = logits.gather(-1, ids) - normaliser
-            loss -= (weights * logprobs[rows]).sum()
-            mass = weights.sum(-1, keepdim=True)
-            bucket = None
-            if tail is not None:
-                bucket = _bucket(logits, normaliser, ids, tail.support_TK[rows], tail.weights_T[rows].to(exact))
-                tail_logprobs[rows] = bucket.logprobs
-                loss -= (bucket.weights * bucket.logprobs).sum()
-                mass += bucket.weights[:, None]
-            dlogits = logits.sub_(normaliser).exp_().mul_(mass).scatter_add_(-1, ids, -weights)
-            if bucket is not None:
-                dlogits -= bucket.pull
-            if hidden_grad is not None:
-                hidden_grad[rows] = dlogits.to(head_VH.dtype) @ head_VH
-            if head_grad is not None:
-                head_grad.addmm_(dlogits.T, hidden.to(exact))
-            if bias_grad is not None:
-                bias_grad += dlogits.sum(0)
-        ctx.save_for_backward(hidden_grad, head_grad, bias_grad)
-        ctx.head_dtype, ctx.bias_dtype = head_VH.dtype, bias_V.dtype if bias_V is not None else None
-        ctx.mark_non_differentiable(logprobs, tail_logprobs)
-        return loss, logprobs, tail_logprobs
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # a graph of the gradient would take it for a constant
-            raise RuntimeError("sparse_cross_entropy is differentiable once; create_graph=True is not supported")
-        hidden_grad, head_grad, bias_grad = ctx.saved_tensors
-        scale = grads[0]
-        return (
-            hidden_grad * scale.to(hidden_grad.dtype) if hidden_grad is not None else None,
-            (head_grad * scale).to(ctx.head_dtype) if head_grad is not None else None,
-            (bias_grad * scale).to(ctx.bias_dtype) if bias_grad is not None else None,
-            *[None] * 4,
-        )
-
-
-class _Bucket(NamedTuple):
-    weights: Tensor
-    logprobs: Tensor
-    pull: Tensor
-
-
-def _bucket(logits: Tensor, normaliser: Tensor, ids: Tensor, support: Tensor, weights: Tensor) -> _Bucket:
-    """The tail bucket of a chunk of rows; `pull` [rows, V] is its weight times the softmax over its own tokens.
-
-    The sum runs over the bucket's own logits: log(1 - sum of the others) would cancel where the tail is small.
-    """
-    outside = logits.clone()
-    row, column = support.nonzero(as_tuple=True)
-    outside[row, ids[row, column]] = -torch.inf
-    own = outside.logsumexp(-1)
-    exists = own > -torch.inf
-    weights = torch.where(exists, weights, 0)
-    logprobs = torch.where(exists, own - normaliser[:, 0], 0)
-    pull = outside.sub_(torch.where(exists, own, torch.inf)[:, None]).exp_().mul_(weights[:, None])
-    return _Bucket(weights, logprobs, pull)
+def tail_logprobs(seen: Seen) -> Tensor:
+    """Log-probabilities [T] of the tokens outside the support, tempered as asked; 0 where there are none."""
+    exists_T1 = seen.outside_T1 > -torch.inf
+    return torch.where(exists_T1, torch.where(exists_T1, seen.outside_T1, 0) - seen.tempered_T1, 0)[:, 0]

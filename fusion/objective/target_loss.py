@@ -18,17 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fusion.alignment.target_kind import DISTRIBUTION, RANKS, SPANS
-from fusion.objective.chosen_logprobs import chosen_logprobs
+from fusion.alignment.target_kind import DISTRIBUTION, RANKS
+from fusion.objective.divergence import FORWARD_KL, Divergence, SparseTargets, divergence_sum, question_of
+from fusion.objective.head import Head
+from fusion.objective.head_loss import Question, Seen, head_loss
 from fusion.objective.sparse_loss import Tail, sparse_loss
 from fusion.objective.target_form import TargetForm
 
-
-class Head(NamedTuple):
-    """The model's output head."""
-
-    weight_VH: Tensor
-    bias_V: Tensor | None = None
+__all__ = ["Head", "TargetLoss", "Targets", "bernoulli_divergence", "target_loss"]
 
 
 class Targets(NamedTuple):
@@ -59,28 +56,42 @@ def target_loss(
     form: TargetForm,
     ce_weight: float,
     chunk_size: int | None = None,
+    divergence: Divergence = FORWARD_KL,
 ) -> TargetLoss:
-    """The loss summed over rows; a row without fused entries has no D. `chunk_size` rows have logits at once."""
-    return _LOSSES[form.kind.name](hidden_RH, head, targets, form, ce_weight, chunk_size)
+    """The loss summed over rows; a row without fused entries has no D. `chunk_size` rows have logits at once.
+
+    The references' cross-entropy is always that of the model at temperature 1.
+
+    Raises:
+        ValueError: shapes do not fit, or ranks and spans meet a divergence, which only distributions have.
+    """
+    if form.kind.name == DISTRIBUTION and divergence == FORWARD_KL:
+        return _cross_entropy(hidden_RH, head, targets, form, ce_weight, chunk_size)
+    distance = _distance(targets, form, divergence)
+
+    def ce(rows: slice, seen: Seen) -> Tensor:
+        return -(targets.weights_RK[rows, 0] * (seen.logits_TK - seen.normaliser_T1)[:, 0]).sum()
+
+    def row_loss(rows: slice, seen: Seen) -> list[Tensor]:
+        return [ce_weight * ce(rows, seen), (1 - ce_weight) * distance.of(rows, seen)]
+
+    loss, seen = head_loss(
+        hidden_RH, head, distance.question, row_loss, joins_rows=distance.joins_rows, chunk_size=chunk_size
+    )
+    every_row = slice(0, len(hidden_RH))
+    return TargetLoss(loss, ce(every_row, seen), distance.of(every_row, seen))
 
 
-def _token_loss(
+def _cross_entropy(
     hidden_RH: Tensor, head: Head, targets: Targets, form: TargetForm, ce_weight: float, chunk_size: int | None
 ) -> TargetLoss:
+    """Reference and target as one sparse distribution: one cross-entropy is all."""
     ids_RK, weights_RK = targets
     share_1K = torch.full_like(weights_RK[:1], 1 - ce_weight)
     share_1K[:, :1] = ce_weight
-    tail = _tail(weights_RK) if form.has_tail_bucket else None
+    tail = _tail(targets) if form.has_tail_bucket else None
     shared_tail = None if tail is None else tail._replace(weights_T=(1 - ce_weight) * tail.weights_T)
-    found = sparse_loss(
-        hidden_RH,
-        head.weight_VH,
-        ids_RK,
-        weights_RK * share_1K,
-        bias_V=head.bias_V,
-        tail=shared_tail,
-        chunk_size=chunk_size,
-    )
+    found = sparse_loss(hidden_RH, head, ids_RK, weights_RK * share_1K, tail=shared_tail, chunk_size=chunk_size)
     parts_RK = weights_RK * found.logprobs_TK
     fusion = -parts_RK[:, 1:].sum()
     if tail is not None:
@@ -88,31 +99,52 @@ def _token_loss(
     return TargetLoss(found.loss, -parts_RK[:, 0].sum(), fusion)
 
 
-def _tail(weights_RK: Tensor) -> Tail:
-    """What the fused entries of a row lack to 1; a row without entries lacks nothing."""
-    support_RK = weights_RK > 0
-    support_RK[:, 0] = False
-    lacking_R = (1 - weights_RK[:, 1:].sum(-1)).clamp(min=0)
-    return Tail(torch.where(support_RK.any(-1), lacking_R, 0), support_RK)
+def _tail(targets: Targets) -> Tail:
+    fused = SparseTargets(targets.ids_RK[:, 1:], targets.weights_RK[:, 1:], has_bucket=True)
+    return Tail(fused.tail_T, pad(fused.support_TK, (1, 0)))
 
 
-def _rank_loss(
-    hidden_RH: Tensor, head: Head, targets: Targets, form: TargetForm, ce_weight: float, chunk_size: int | None
-) -> TargetLoss:
+class _Distance(NamedTuple):
+    """A distance D that is no plain cross-entropy."""
+
+    question: Question
+    """Column 0 of its ids are the references."""
+    of: Callable[[slice, Seen], Tensor]
+    """D summed over the rows at these places."""
+    joins_rows: bool = False
+
+
+def _distance(targets: Targets, form: TargetForm, divergence: Divergence) -> _Distance:
+    if form.kind.name == DISTRIBUTION:
+        return _between_distributions(targets, form, divergence)
+    if divergence != FORWARD_KL:
+        raise ValueError(f"{divergence}: targets of the kind {form.kind.name} have a distance of their own")
+    return _between_ranks(targets) if form.kind.name == RANKS else _between_spans(targets, form.kind.temperature)
+
+
+def _between_distributions(targets: Targets, form: TargetForm, divergence: Divergence) -> _Distance:
+    fused = SparseTargets(targets.ids_RK[:, 1:], targets.weights_RK[:, 1:], form.has_tail_bucket).merged()
+    question = question_of(divergence, fused)
+    support_RK = None if question.support_TK is None else pad(question.support_TK, (1, 0))
+    ids_RK = torch.cat([targets.ids_RK[:, :1], fused.ids_TK], dim=1)
+
+    def apart(rows: slice, seen: Seen) -> Tensor:
+        return divergence_sum(divergence, fused.of(rows), seen._replace(logits_TK=seen.logits_TK[:, 1:]))
+
+    return _Distance(question._replace(ids_TK=ids_RK, support_TK=support_RK), apart)
+
+
+def _between_ranks(targets: Targets) -> _Distance:
     wanted_RP, depth_R1 = _by_rank(targets)
-    references_R1 = targets.ids_RK[:, :1]
-    logprobs_R1, likely_RP = chosen_logprobs(
-        hidden_RH,
-        head.weight_VH,
-        references_R1,
-        most_likely=wanted_RP.shape[1],
-        bias_V=head.bias_V,
-        chunk_size=chunk_size,
-    )
-    found_RP = pad(likely_RP.exp(), (0, wanted_RP.shape[1] - likely_RP.shape[1]))
-    found_RP = found_RP * (torch.arange(wanted_RP.shape[1], device=depth_R1.device) < depth_R1)
-    apart_R = (wanted_RP - found_RP).abs().sum(-1) + (wanted_RP.sum(-1) - found_RP.sum(-1)).abs()
-    return _together(targets, logprobs_R1[:, 0], apart_R.sum(), ce_weight)
+    ranks_P = torch.arange(wanted_RP.shape[1], device=wanted_RP.device)
+
+    def apart(rows: slice, seen: Seen) -> Tensor:
+        likely_RP = (seen.likely_TP - seen.normaliser_T1).exp()
+        found_RP = pad(likely_RP, (0, len(ranks_P) - likely_RP.shape[1])) * (ranks_P < depth_R1[rows])
+        missed_R = (wanted_RP[rows].sum(-1) - found_RP.sum(-1)).abs()
+        return ((wanted_RP[rows] - found_RP).abs().sum(-1) + missed_R).sum()
+
+    return _Distance(Question(targets.ids_RK[:, :1], most_likely=len(ranks_P)), apart)
 
 
 def _by_rank(targets: Targets) -> tuple[Tensor, Tensor]:
@@ -125,22 +157,21 @@ def _by_rank(targets: Targets) -> tuple[Tensor, Tensor]:
     return wanted_RP.scatter_add(-1, torch.where(weights_RK > 0, ranks_RK, 0), weights_RK), depth_R1
 
 
-def _span_loss(
-    hidden_RH: Tensor, head: Head, targets: Targets, form: TargetForm, ce_weight: float, chunk_size: int | None
-) -> TargetLoss:
-    logprobs_R1, _ = chosen_logprobs(
-        hidden_RH, head.weight_VH, targets.ids_RK[:, :1], bias_V=head.bias_V, chunk_size=chunk_size
-    )
-    logprobs_R = logprobs_R1[:, 0]
+def _between_spans(targets: Targets, temperature: float) -> _Distance:
     # A span is known by its first row, so sums over spans are sums over rows, at the place of the first one.
     row_E, column_E = (targets.weights_RK[:, 1:] > 0).nonzero(as_tuple=True)
     span_E, weights_E = targets.ids_RK[row_E, column_E + 1], targets.weights_RK[row_E, column_E + 1]
-    summed_R = torch.zeros_like(logprobs_R).index_put((span_E,), logprobs_R[row_E], accumulate=True)
-    likelihood_R = torch.zeros_like(logprobs_R)
-    likelihood_R[span_E] = weights_E.to(logprobs_R.dtype)  # all rows of a span have the same
+    likelihood_R = weights_E.new_zeros(len(targets.ids_RK))
+    likelihood_R[span_E] = weights_E  # all rows of a span have the same
     starts_S = (likelihood_R > 0).nonzero()[:, 0]
-    fusion = bernoulli_divergence(likelihood_R[starts_S], summed_R[starts_S], form.kind.temperature).sum()
-    return _together(targets, logprobs_R, fusion, ce_weight)
+
+    def apart(rows: slice, seen: Seen) -> Tensor:
+        logprobs_R = (seen.logits_TK - seen.normaliser_T1)[:, 0]
+        summed_R = torch.zeros_like(logprobs_R).index_put((span_E,), logprobs_R[row_E], accumulate=True)
+        teacher_S = likelihood_R[starts_S].to(logprobs_R.dtype)
+        return bernoulli_divergence(teacher_S, summed_R[starts_S], temperature).sum()
+
+    return _Distance(Question(targets.ids_RK[:, :1]), apart, joins_rows=True)
 
 
 def bernoulli_divergence(teacher_S: Tensor, logprobs_S: Tensor, temperature: float) -> Tensor:
@@ -163,15 +194,3 @@ def _log_one_minus_exp(logs: Tensor) -> Tensor:
     near = logs > -0.6931471805599453
     small, large = torch.where(near, logs, -1.0), torch.where(near, -1.0, logs)
     return torch.where(near, (-torch.expm1(small)).log(), torch.log1p(-large.exp()))
-
-
-def _together(targets: Targets, logprobs_R: Tensor, fusion: Tensor, ce_weight: float) -> TargetLoss:
-    ce = -(targets.weights_RK[:, 0] * logprobs_R).sum()
-    return TargetLoss(ce_weight * ce + (1 - ce_weight) * fusion, ce.detach(), fusion.detach())
-
-
-_LOSSES: dict[str, Callable[[Tensor, Head, Targets, TargetForm, float, int | None], TargetLoss]] = {
-    DISTRIBUTION: _token_loss,
-    RANKS: _rank_loss,
-    SPANS: _span_loss,
-}

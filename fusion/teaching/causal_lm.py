@@ -64,9 +64,16 @@ def stored_dtype(model: ModelConfig) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
-def final_hidden(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Hidden states after the last layer and norm, before the head: [B, T, H], on the device of `ids_BT`."""
-    hidden = model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+def final_hidden(
+    model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor | None = None
+) -> Tensor:
+    """Hidden states after the last layer and norm, before the head: [B, T, H], on the device of `ids_BT`.
+
+    `positions_BT` tells that several dialogues stand in a row, which has no padding then: each begins at position 0.
+    """
+    # Where no mask is given, transformers finds the dialogues of a row in its positions.
+    places = {"attention_mask": mask_BT} if positions_BT is None else {"position_ids": positions_BT}
+    hidden = model.base_model(input_ids=ids_BT, use_cache=False, **places).last_hidden_state
     return hidden.to(ids_BT.device)  # the layers of a model that is spread over devices may end on another one
 
 

@@ -8,53 +8,27 @@ the others need its part of the weights.
 import os
 import sys
 import tempfile
-import threading
-import traceback
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from fusion.config import UserError
-from fusion.config.errors import EXIT_USER_ERROR
+from fusion.processes.member import take_part
+from fusion.processes.starter import PROGRESS
 from fusion.teaching.forward import RowReader, token_batches
 from fusion.teaching.placement import load_split
-from fusion.teaching.processes import LAST_LINES, PROGRESS, Shard, Task, save_failure
+from fusion.teaching.processes import Shard, Task
 from fusion.teaching.store import DistributionStore
 from fusion.teaching.teach import write_shard
 
 
 def main(handover: Path) -> None:
     """Read the task in `handover`; a failure is told in a file there."""
-    threading.Thread(target=_end_with_starter, daemon=True).start()
-    rank = int(os.environ["RANK"])
-    try:
-        _read(Task.load(handover), rank)
-        torch.distributed.destroy_process_group()
-    except UserError as error:
-        save_failure(handover, rank, error.problems, of_user=True)
-        _leave(EXIT_USER_ERROR)
-    except Exception:
-        save_failure(handover, rank, traceback.format_exc().splitlines()[-LAST_LINES:], of_user=False)
-        _leave(1)
-
-
-def _leave(status: int) -> NoReturn:
-    """End at once: the usual clean-up would wait for processes that wait for this one."""
-    sys.stdout.flush()
-    os._exit(status)
-
-
-def _end_with_starter() -> None:
-    """The standard input ends when the starter is gone, even if it was killed."""
-    while os.read(sys.stdin.fileno(), 1):
-        pass
-    os._exit(1)
+    task = Task.load(handover)
+    take_part(handover, task.teacher.processes, lambda: _read(task, int(os.environ["RANK"])))
 
 
 def _read(task: Task, rank: int) -> None:
-    found = int(os.environ["WORLD_SIZE"])
-    assert found == task.teacher.processes, f"{found} processes were started, not {task.teacher.processes}"
     torch.set_num_threads(task.threads)
     reader = _reader(task)
     if task.teacher.placement == "fsdp":

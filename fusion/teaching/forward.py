@@ -22,8 +22,11 @@ from fusion.teaching.causal_lm import final_hidden, has_plain_head, head, logits
 from fusion.teaching.selection import joined, select, uniforms
 from fusion.teaching.teacher_rows import TeacherRows
 
-CHUNK_LOGITS = 1 << 22
-"""Logits that exist at the same time; fresh memory is what costs on a CPU."""
+CHUNK_LOGITS = 8_000_000
+"""Logits that exist at the same time: few chunks read the head's weights seldom, but blocks of more than 32 MiB, which
+glibc maps afresh at every use, cost as much as the most likely tokens."""
+ACCELERATOR_CHUNKS = 4
+"""Chunks of the CPU that are one on an accelerator, where starting and waiting is what costs."""
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -83,7 +86,7 @@ class RowReader:
         ids_BT, mask_BT = pad([encoded.ids_N for encoded in batch], self.device)
         rows, references = row_index(batch, ids_BT.shape[1], self.device)
         logits_of = self._logits(ids_BT, mask_BT)
-        size = max(8, CHUNK_LOGITS // self.vocab_size)
+        size = max(8, CHUNK_LOGITS * (1 if self.device.type == "cpu" else ACCELERATOR_CHUNKS) // self.vocab_size)
         for start in range(0, len(rows), size):
             chosen = rows[start : start + size]
             yield logits_of(chosen)[:, : self.vocab_size].float(), references[start : start + size]
@@ -152,13 +155,17 @@ def teacher_rows(
     )
     parts, nlls, start = [], [], 0
     for logits_RV, references_R in reader.chunks(batch):
-        broken = torch.nonzero(~torch.isfinite(logits_RV).all(-1))
+        broken = _broken_rows(logits_RV)
         if len(broken):
             name = content_hashes[bisect_right(bounds, start + int(broken[0])) - 1]
             raise FloatingPointError(f"the model gives NaN or infinite logits in dialogue {name}")
         end = start + len(references_R)
-        parts.append(select((logits_RV / settings.temperature).log_softmax(-1), uniforms_RN[start:end], settings))
-        nlls.append(torch.nn.functional.cross_entropy(logits_RV, references_R, reduction="none").cpu().numpy())
+        logprobs_RV = logits_RV.log_softmax(-1)
+        nlls.append(-logprobs_RV.gather(1, references_R[:, None]).squeeze(1).cpu().numpy())
+        if settings.temperature != 1:
+            logprobs_RV = (logits_RV / settings.temperature).log_softmax(-1)
+        parts.append(select(logprobs_RV, uniforms_RN[start:end], settings))
+        del logits_RV, logprobs_RV  # or they would exist beside the next chunk's
         start = end
     nll_R = np.concatenate(nlls)
     ids_RK, logprobs_RK, tail_R = joined(parts)
@@ -167,3 +174,12 @@ def teacher_rows(
         TeacherRows(ids_RK[a:b, :width], logprobs_RK[a:b, :width], tail_R[a:b], nll_R[a:b])
         for (a, b), width in zip(pairwise(bounds), widths, strict=True)
     ]
+
+
+def _broken_rows(logits_RV: Tensor) -> Tensor:
+    """Rows with NaN or infinite logits, in order.
+
+    Their sums are no numbers either, and cost a thirtieth of a look at every logit; sums of others may overflow.
+    """
+    doubtful = torch.nonzero(~logits_RV.sum(-1).isfinite()).squeeze(1)
+    return doubtful[~logits_RV[doubtful].isfinite().all(-1)]

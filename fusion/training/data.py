@@ -9,6 +9,7 @@ from fusion.config.schema import TrainConfig
 from fusion.objective.fused_store import FusedStore
 from fusion.objective.target_form import TargetForm
 from fusion.training.batches import FusionBatch, OptimizerStep, collate, idle
+from fusion.training.micro_batches import Limits
 from fusion.training.prepare import Prepared, prepare
 from fusion.training.sampler import BatchPlan, make_plan
 
@@ -16,9 +17,11 @@ from fusion.training.sampler import BatchPlan, make_plan
 class Steps(Dataset):
     """Item i is this rank's share of optimiser step `first + i`, whatever was read before."""
 
-    def __init__(self, store: FusedStore, plan: BatchPlan, world: int, rank: int, micro: int, first: int = 0) -> None:
+    def __init__(
+        self, store: FusedStore, plan: BatchPlan, world: int, rank: int, limits: Limits, first: int = 0
+    ) -> None:
         self.store, self.plan = store, plan
-        self.world, self.rank, self.micro = world, rank, micro
+        self.world, self.rank, self.limits = world, rank, limits
         self.first = first
 
     def __len__(self) -> int:
@@ -26,15 +29,16 @@ class Steps(Dataset):
 
     def __getitem__(self, number: int) -> OptimizerStep:
         step = self.first + number
-        shares = self.plan.micro_batches(step, self.world, self.rank, self.micro)
+        shares = self.plan.micro_batches(step, self.world, self.rank, self.limits)
         rows = int(self.store.num_rows[self.plan.step(step)].sum())
         names = [self.store.examples[int(example)] for share in shares for example in share]
         return OptimizerStep([self._batch(step, share) for share in shares], torch.tensor(rows), names)
 
-    def _batch(self, step: int, examples: np.ndarray) -> FusionBatch:
-        if not len(examples):
-            return idle(collate([self.store[int(self.plan.step(step)[0])]], self.store.form))
-        return collate([self.store[int(example)] for example in examples], self.store.form)
+    def _batch(self, step: int, share: np.ndarray) -> FusionBatch:
+        numbers = share if len(share) else self.plan.step(step)[:1]
+        examples = [self.store[int(number)] for number in numbers]
+        batch = collate(examples, self.store.form, self.limits.packed)
+        return batch if len(share) else idle(batch)
 
 
 class FusionDataModule(pl.LightningDataModule):
@@ -87,6 +91,17 @@ class FusionDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         assert self.prepared is not None
         rank = self.trainer.global_rank if self.trainer is not None else 0
-        micro = self.config.trainer.micro_batch_size
-        steps = Steps(self.prepared.fused, self.plan, self.world_size, rank, micro, self.first_step)
-        return DataLoader(steps, batch_size=None, shuffle=False)
+        trainer = self.config.trainer
+        limits = Limits(trainer.micro_batch_size, trainer.micro_batch_tokens, trainer.packing)
+        steps = Steps(self.prepared.fused, self.plan, self.world_size, rank, limits, self.first_step)
+        return DataLoader(
+            steps,
+            batch_size=None,
+            shuffle=False,
+            num_workers=trainer.data_workers,
+            persistent_workers=trainer.data_workers > 0,
+            pin_memory=self._is_on_cuda(),
+        )
+
+    def _is_on_cuda(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

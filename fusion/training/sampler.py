@@ -4,13 +4,13 @@ Nothing is kept between steps, so a resumed run reads on where it stopped, and t
 devices and data workers.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from fusion.config import UserError
+from fusion.training.micro_batches import Limits, deal
 
 BUCKET_BATCHES = 16
 """Batches whose dialogues are sorted by length together: little padding, still a random order."""
@@ -38,16 +38,15 @@ class BatchPlan:
         epoch, within = divmod(number, self.steps_per_epoch)
         return _epoch_batches(self, epoch)[within]
 
-    def micro_batches(self, step: int, world: int, rank: int, micro: int = 0) -> Sequence[np.ndarray]:
-        """The share of `rank` in a step, in parts of at most `micro` dialogues (0: as many as fall to a rank).
+    def micro_batches(self, step: int, world: int, rank: int, limits: Limits) -> list[np.ndarray]:
+        """The share of `rank` in a step: example numbers of its micro-batches, int64.
 
         Over all ranks every example occurs once, and all ranks have as many parts; where a step has fewer examples
         than parts, some are empty.
         """
         examples = self.step(step)
-        per_rank = -(-len(examples) // world)
-        parts = -(-per_rank // micro) if micro else 1
-        return np.array_split(examples, world * parts)[::-1][rank::world]
+        places = deal([self.lengths[example] for example in examples], world, limits)[rank]
+        return [examples[part] for part in places]
 
 
 def make_plan(lengths: np.ndarray, batch_size: int, epochs: int, seed: int, world: int) -> BatchPlan:

@@ -13,6 +13,7 @@ from fusion.objective.target_form import TargetForm
 from fusion.objective.target_loss import Head, TargetLoss, Targets, target_loss
 from fusion.teaching.causal_lm import final_hidden, has_plain_head, head, load_causal_lm
 from fusion.training.batches import FusionBatch
+from fusion.training.weights import StoredWeights, map_model
 
 
 class Student(torch.nn.Module):
@@ -25,7 +26,8 @@ class Student(torch.nn.Module):
         self.form = form
 
     def forward(self, batch: FusionBatch) -> TargetLoss:
-        hidden_RH = final_hidden(self.model, batch.ids_BT, batch.mask_BT).flatten(0, 1)[batch.rows_R]
+        hidden_BTH = final_hidden(self.model, batch.ids_BT, batch.mask_BT, batch.positions_BT)
+        hidden_RH = hidden_BTH.flatten(0, 1)[batch.rows_R]
         output = head(self.model)
         outlet = Head(output.weight, output.bias)
         targets = Targets(batch.targets_RK, batch.weights_RK)
@@ -43,9 +45,20 @@ def load_student_model(pivot: ModelConfig) -> PreTrainedModel:
         UserError: the model cannot be loaded, or does to its logits what the objective does not support.
     """
     model = load_causal_lm(pivot, dtype="float32")
+    _check_head(pivot, model)
+    return model.train()
+
+
+def map_student_model(pivot: ModelConfig) -> tuple[PreTrainedModel, StoredWeights]:
+    """The same, but for its weights, which take no memory before they are filled in; raises the same."""
+    model, mapped, weights = map_model(pivot)
+    _check_head(pivot, mapped)
+    return model.train(), weights
+
+
+def _check_head(pivot: ModelConfig, model: PreTrainedModel) -> None:
     if not has_plain_head(model):
         raise UserError(
             f"pivot {pivot.name}: its logits are scaled or capped after the head, which the sparse objective "
             "does not support; choose another pivot"
         )
-    return model.train()

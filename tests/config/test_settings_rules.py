@@ -11,6 +11,9 @@ from fusion.config.schema import MergeConfig, TrainConfig
 
 
 def with_value(settings, key, value):
+    """`settings` with another value; those of stage 2 where stage 1 has no such group."""
+    if key.partition(".")[0] == "engine":
+        settings = MergeConfig()
     table, _, name = key.rpartition(".")
     if table:
         return replace(settings, **{table: replace(getattr(settings, table), **{name: value})})

@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from fusion.merging import MergeMethod, TensorDeltas
 
 SHAPES = {
     "model.embed_tokens.weight": (11, 6),
@@ -48,3 +51,20 @@ def save_model(folder: Path, state: dict[str, Tensor], *, num_shards: int = 1, *
     settings = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **config}
     (folder / "config.json").write_text(json.dumps(settings))
     return folder
+
+
+class Merged(NamedTuple):
+    """One merged tensor: its delta [N], the coefficients [J], and what happened."""
+
+    delta: Tensor
+    coefficients: Tensor
+    events: tuple[str, ...]
+
+
+def merge_tensor(
+    method: MergeMethod, deltas: Tensor, *, name: str = "", seed: int = 0, **parameters: object
+) -> Merged:
+    """What a method makes of deltas in memory, [J, ...]."""
+    lazy = TensorDeltas.of(deltas, name, seed)
+    merged = method(lazy, **parameters)
+    return Merged(torch.cat(lazy.map(merged.delta)), merged.coefficients, merged.events)

@@ -11,10 +11,9 @@ import pytest
 import torch
 from merge_inputs import make_family, make_state, save_model
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from fusion.config import UserError
-from fusion.merging import MergedDelta, TensorContext, merge_folders, merge_method, merge_state_dicts
+from fusion.merging import MergedDelta, TensorDeltas, merge_folders, merge_method, merge_state_dicts
 from fusion.merging.checkpoint import open_checkpoint
 from fusion.merging.tensor_file import DTYPES
 
@@ -23,10 +22,10 @@ HERE = Path(__file__).parent
 
 
 @merge_method(paper="https://example.org")
-def die_at_the_third(deltas_JN: Tensor, *, context: TensorContext = TensorContext()) -> MergedDelta:  # noqa: B008
-    if "layers.1" in context.name:
+def die_at_the_third(deltas: TensorDeltas) -> MergedDelta:
+    if "layers.1" in deltas.name:
         os.kill(os.getpid(), signal.SIGKILL)
-    return MergedDelta(deltas_JN[0], torch.zeros(len(deltas_JN)))
+    return MergedDelta(lambda block: block.deltas_JN[0], torch.zeros(deltas.num_targets))
 
 
 def problems_of(
@@ -83,7 +82,7 @@ def test_the_same_merge_gives_the_same_bytes(family: Family, tmp_path: Path) -> 
 def test_the_manifest_names_everything(family: Family, tmp_path: Path) -> None:
     merge_folders("ties", family[0], family[1], tmp_path / "out", scale=2, seed=3, density=0.5)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["parameters"] == {"density": 0.5, "weight": 0.2, "normalize": True}
+    assert manifest["parameters"] == {"density": 0.5, "weight": 0.2, "normalize": True, "trim": "tensor"}
     assert (manifest["method"], manifest["scale"], manifest["seed"]) == ("ties", 2.0, 3)
     assert [manifest["inputs"][f"target {j}"]["folder"] for j in range(3)] == [str(folder) for folder in family[1]]
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= manifest["inputs"]["base"]["files"].keys()

@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from merge_inputs import Merged, merge_tensor
 from torch import Tensor
 
-from fusion.merging import MergedDelta, TensorContext, load_method, merge_deltas, merge_state_dicts, method_names
-from fusion.merging.arithmetic import UNIFORM, agreeing, squared_norms
+from fusion.merging import TensorDeltas, load_method, merge_deltas, merge_state_dicts, method_names
+from fusion.merging.arithmetic import UNIFORM, agreed_sum, majority, squared_norms
 from fusion.merging.methods.dare_linear import dare_linear
 from fusion.merging.methods.sce import sce
 from fusion.merging.methods.sce_released import sce_released
@@ -16,7 +17,7 @@ from fusion.merging.methods.task_arithmetic import task_arithmetic
 from fusion.merging.methods.ties import ties
 from fusion.merging.methods.varm import layer_of, varm
 from fusion.merging.random_mask import random_keep, random_words
-from fusion.merging.selection import NOTHING_SELECTED, keep_largest, trim, variance
+from fusion.merging.selection import NOTHING_SELECTED, count_keys, largest, trimmer, variance
 
 RANDOM = {"dare_linear", "dare_ties"}  # keyed by the target's place, so the order of targets matters
 AVERAGES = {"linear", "ties", "varm", "sce", "sce_released", "sce_mergekit", "slerp"}  # of one target: that target
@@ -28,11 +29,11 @@ def deltas_of(seed: int, num_targets: int = 3, num_elements: int = 200) -> Tenso
     return sizes_J * torch.randn(num_targets, num_elements, generator=generator)
 
 
-def merge(name: str, deltas_JN: Tensor, seed: int = 0) -> MergedDelta:
+def merge(name: str, deltas_JN: Tensor, seed: int = 0) -> Merged:
     """The method's defaults on deltas that are a whole model: one tensor."""
     targets = [{"w": deltas_N} for deltas_N in deltas_JN]
     merged = merge_deltas(name, {"w": torch.zeros(deltas_JN.shape[1])}, targets, seed=seed)
-    return MergedDelta(merged.deltas["w"], torch.tensor(merged.report.coefficients["w"]), tuple(merged.report.events))
+    return Merged(merged.deltas["w"], torch.tensor(merged.report.coefficients["w"]), tuple(merged.report.events))
 
 
 def width(name: str) -> int:
@@ -91,26 +92,28 @@ def test_identical_targets_merge_into_themselves(name: str) -> None:
 
 def test_sce_selects_nothing_where_targets_do_not_vary_and_says_so() -> None:
     same_JN = deltas_of(5, 1).repeat(3, 1)
-    merged = sce(same_JN, tau=0.1)
+    merged = merge_tensor(sce, same_JN, tau=0.1)
     assert not merged.delta.any()
     assert merged.events == (NOTHING_SELECTED,)
-    torch.testing.assert_close(sce(same_JN, tau=1.0).delta, same_JN[0], **near)
+    torch.testing.assert_close(merge_tensor(sce, same_JN, tau=1.0).delta, same_JN[0], **near)
 
 
 def test_sce_by_hand() -> None:
     deltas_JN = torch.tensor([[3.0, 1.0, 0.0, 0.5], [-1.0, 1.0, 0.0, 0.4]])
-    merged = sce(deltas_JN, tau=0.5)  # two positions vary, one is selected: the first
+    merged = merge_tensor(sce, deltas_JN, tau=0.5)  # two positions vary, one is selected: the first
     torch.testing.assert_close(merged.coefficients, torch.tensor([0.9, 0.1], dtype=torch.float64))
     torch.testing.assert_close(merged.delta, torch.tensor([2.7, 0.0, 0.0, 0.0]))  # the minority's -1 is erased
-    torch.testing.assert_close(sce(deltas_JN, tau=0.5, renormalize=True).delta, torch.tensor([3.0, 0, 0, 0]))
-    released = sce_released(deltas_JN, tau=0.5)
+    renormalized = merge_tensor(sce, deltas_JN, tau=0.5, renormalize=True)
+    torch.testing.assert_close(renormalized.delta, torch.tensor([3.0, 0, 0, 0]))
+    released = merge_tensor(sce_released, deltas_JN, tau=0.5)
     torch.testing.assert_close(released.delta, torch.tensor([3.0, 1.0, 0.0, 0.49]))
 
 
 def test_ties_by_hand() -> None:
     deltas_JN = torch.tensor([[4.0, -1.0, 0.1, 2.0], [2.0, 3.0, 0.1, -3.0]])
     # Half of each is kept: 4 and 2; 3 and -3. The last position's vote is -1: only the second target stays there.
-    torch.testing.assert_close(ties(deltas_JN, density=0.5).delta, torch.tensor([4.0, 3.0, 0.0, -3.0]))
+    merged = merge_tensor(ties, deltas_JN, density=0.5)
+    torch.testing.assert_close(merged.delta, torch.tensor([4.0, 3.0, 0.0, -3.0]))
 
 
 def test_varm_units() -> None:
@@ -132,7 +135,7 @@ def test_varm_units() -> None:
 
 
 def test_varm_per_parameter_weighs_every_position_alone() -> None:
-    merged = varm(torch.tensor([[3.0, 0.0, 0.0], [1.0, 2.0, 0.0]]), unit="parameter")
+    merged = merge_tensor(varm, torch.tensor([[3.0, 0.0, 0.0], [1.0, 2.0, 0.0]]), unit="parameter")
     torch.testing.assert_close(merged.delta, torch.tensor([2.8, 2.0, 0.0]))
 
 
@@ -159,19 +162,26 @@ def test_fallbacks_are_reported(name: str) -> None:
 
 def test_weights_and_densities_may_be_given_per_target() -> None:
     deltas_JN = deltas_of(3, 2)
-    torch.testing.assert_close(
-        task_arithmetic(deltas_JN, weight=[1.0, 0.25]).delta, deltas_JN[0] + 0.25 * deltas_JN[1]
-    )
-    trimmed_JN = trim(deltas_JN, torch.tensor([0.1, 1.0]))
-    assert torch.count_nonzero(trimmed_JN, dim=1).tolist() == [20, 200]
+    merged = merge_tensor(task_arithmetic, deltas_JN, weight=[1.0, 0.25])
+    torch.testing.assert_close(merged.delta, deltas_JN[0] + 0.25 * deltas_JN[1])
+    lazy = TensorDeltas.of(deltas_JN)
+    (kept,) = lazy.map(trimmer(lazy, torch.tensor([0.1, 1.0])))
+    assert torch.count_nonzero(kept, dim=1).tolist() == [20, 200]
+
+
+def largest_of(keys_KN: Tensor, counts: list[int]) -> Tensor:
+    """The mask [K, N] of a selection over several blocks."""
+    lazy = TensorDeltas.of(keys_KN)
+    chosen = largest(lazy, count_keys(lazy, lambda block: block.deltas_JN), counts)
+    return torch.cat(lazy.map(lambda block: chosen.mask(block, block.deltas_JN)), dim=1)
 
 
 @settings(max_examples=50, deadline=None)
-@given(values=st.lists(st.integers(-3, 3), min_size=1, max_size=30), count=st.integers(-1, 31))
+@given(values=st.lists(st.integers(0, 3), min_size=1, max_size=30), count=st.integers(-1, 31))
 def test_the_largest_are_kept_and_ties_go_to_the_lowest_index(values: list[int], count: int) -> None:
     order = sorted(range(len(values)), key=lambda i: (-values[i], i))[: max(count, 0)]
-    kept = keep_largest(torch.tensor(values, dtype=torch.float32), count)
-    assert sorted(torch.nonzero(kept).flatten().tolist()) == sorted(order)
+    keys = torch.tensor([values], dtype=torch.float32)
+    assert torch.nonzero(largest_of(keys, [count])[0]).flatten().tolist() == sorted(order)
 
 
 @settings(max_examples=30, deadline=None)
@@ -201,8 +211,12 @@ def test_squared_norms_reveal_what_is_not_finite(value: float, position: int) ->
 
 
 def test_a_vote_of_zero_agrees_with_nobody_and_a_tie_is_plus() -> None:
-    votes_JN = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 2.0, 0.0]])
-    assert agreeing(votes_JN).tolist() == [[True, False, False], [False, True, False]]
+    votes_JN = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 2.0, 0.0], [0.0, -3.0, 0.0]])
+    block, signs_N = TensorDeltas.of(votes_JN).block(0, votes_JN), majority(votes_JN)
+    assert signs_N.tolist() == [1, -1, 1]
+    weights_J = torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)
+    assert agreed_sum(block, votes_JN, weights_J, signs_N, renormalize=False).tolist() == [0.25, -3, 0]
+    assert agreed_sum(block, votes_JN, weights_J, signs_N, renormalize=True).tolist() == [1, -3, 0]
 
 
 class TestRandomMasks:
@@ -232,7 +246,7 @@ class TestRandomMasks:
     def test_dare_keeps_the_expected_value(self, rescale: str) -> None:
         deltas_JN = deltas_of(3, 2, 50)
         merged = [
-            dare_linear(deltas_JN, rescale=rescale, context=TensorContext("w", seed)).delta for seed in range(2000)
+            merge_tensor(dare_linear, deltas_JN, name="w", seed=seed, rescale=rescale).delta for seed in range(2000)
         ]
         spread = torch.stack(merged).std(dim=0) / 2000**0.5
         difference = torch.stack(merged).mean(dim=0) - deltas_JN.mean(dim=0)
@@ -240,7 +254,7 @@ class TestRandomMasks:
 
     def test_dare_l1_keeps_the_norm(self) -> None:
         deltas_JN = deltas_of(3, 1)
-        merged = dare_linear(deltas_JN, rescale="l1", density=0.3)
+        merged = merge_tensor(dare_linear, deltas_JN, rescale="l1", density=0.3)
         assert float(merged.delta.abs().sum()) == pytest.approx(float(deltas_JN.abs().sum()), rel=1e-5)
         assert 0.2 < torch.count_nonzero(merged.delta) / 200 < 0.4
 

@@ -6,25 +6,32 @@ from typing import Literal
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from fusion.config import UserError
-from fusion.merging import MergedDelta, check_parameters, load_method, merge_method, merge_state_dicts, method_names
+from fusion.merging import (
+    MergedDelta,
+    TensorDeltas,
+    check_parameters,
+    load_method,
+    merge_method,
+    merge_state_dicts,
+    method_names,
+)
 from fusion.merging.parameters import Share, options_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "merge"
 
 
 @merge_method(paper="https://example.org")
-def halve(deltas_JN: Tensor, *, mode: Literal["first", "last"], steps: int = 1, keep: Share = 1.0) -> MergedDelta:
+def halve(deltas: TensorDeltas, *, mode: Literal["first", "last"], steps: int = 1, keep: Share = 1.0) -> MergedDelta:
     """A user's own method, with a required parameter."""
     chosen = 0 if mode == "first" else -1
-    return MergedDelta(deltas_JN[chosen] * keep / 2**steps, torch.zeros(len(deltas_JN)))
+    return MergedDelta(lambda block: block.deltas_JN[chosen] * keep / 2**steps, torch.zeros(deltas.num_targets))
 
 
 @merge_method(paper="https://example.org")
-def broken(deltas_JN: Tensor) -> MergedDelta:
-    return MergedDelta(deltas_JN, torch.zeros(1))
+def broken(deltas: TensorDeltas) -> MergedDelta:
+    return MergedDelta(lambda block: block.deltas_JN, torch.zeros(1))
 
 
 HALVE = f"{halve.function.__module__}.halve"
@@ -104,7 +111,7 @@ class TestOwnMethods:
             ("sec", "did you mean 'sce'?"),
             ("no_such_package.module.merge", "No module named"),
             ("fusion.merging.methods.sce.other", "has no attribute 'other'"),
-            ("fusion.merging.selection.trim", "mark the function with @merge_method"),
+            ("fusion.merging.selection.trimmer", "mark the function with @merge_method"),
         ],
     )
     def test_that_cannot_be_found(self, name: str, hint: str) -> None:

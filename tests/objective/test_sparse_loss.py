@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.objective import sparse_cross_entropy
-from fusion.objective.sparse_loss import rows_per_chunk, sparse_loss
+from fusion.objective.head import Head
+from fusion.objective.head_loss import rows_per_chunk
+from fusion.objective.sparse_loss import sparse_loss
 
 shapes = st.fixed_dictionaries(
     {
@@ -87,7 +89,7 @@ def test_a_mixture_of_reference_and_distribution_is_the_papers_loss():
 
 def test_log_probabilities_are_reported_and_detached():
     hidden, head, ids, weights, bias = problem(7, 4, 6, 3, seed=3, bias=True)
-    _, logprobs, _ = sparse_loss(hidden, head, ids, weights, bias_V=bias, chunk_size=3)
+    _, logprobs, _ = sparse_loss(hidden, Head(head, bias), ids, weights, chunk_size=3)
     expected = torch.nn.functional.linear(hidden, head, bias).log_softmax(-1).gather(-1, ids)
     torch.testing.assert_close(logprobs, expected.detach(), rtol=1e-12, atol=1e-12)
     assert not logprobs.requires_grad

@@ -22,10 +22,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fusion.config import UserError
 from fusion.config.schema import ModelConfig, SourceConfig, TeacherConfig
 from fusion.dialogues.dialogue import chat
+from fusion.processes.starter import PACKAGE_ROOT
 from fusion.teaching import placement
 from fusion.teaching.causal_lm import final_hidden, has_plain_head, head, load_causal_lm, logits_device
 from fusion.teaching.placement import check_placement, place
-from fusion.teaching.processes import PACKAGE_ROOT, Task, read_in_processes
+from fusion.teaching.processes import Task, read_in_processes
 from fusion.teaching.teach import teach
 
 SINGLE = TeacherConfig(top_k=4, batch_tokens=64, shard_dialogues=3, device="cpu", store="exact")

@@ -134,6 +134,15 @@ def test_logits_that_are_no_numbers_are_refused(batch, vocab_size, poison):
         rows_of(model, batch, vocab_size)
 
 
+def test_rows_are_broken_by_any_nan_or_infinity_but_not_by_a_sum_that_overflows():
+    nan, inf = float("nan"), float("inf")
+    logits_RV = torch.tensor(
+        [[1, 2, 3], [3e38, 3e38, 0], [1, nan, 3], [-3e38, -3e38, 0], [inf, 0, 0], [0, 0, -inf], [inf, -inf, 0]]
+    )
+    assert forward._broken_rows(logits_RV).tolist() == [2, 4, 5, 6]
+    assert forward._broken_rows(logits_RV[:2]).tolist() == []
+
+
 def test_the_dialogue_with_broken_logits_is_named(batch, vocab_size, monkeypatch):
     chunks = RowReader.chunks
 

@@ -1,23 +1,28 @@
 from torch import Tensor
 
-from fusion.merging.arithmetic import agreed_sum, agreeing
+from fusion.merging.arithmetic import agreed_sum, majority
+from fusion.merging.deltas import Block, TensorDeltas
 from fusion.merging.dropping import Rescale, drop_and_rescale
-from fusion.merging.method import MergedDelta, TensorContext, merge_method
+from fusion.merging.method import MergedDelta, merge_method
 from fusion.merging.parameters import Density, Weight, normalizable, per_target
 
 
 @merge_method(paper="https://arxiv.org/abs/2311.03099", check=normalizable)
 def dare_ties(
-    deltas_JN: Tensor,
+    deltas: TensorDeltas,
     *,
     density: Density = 0.6,
     weight: Weight = 0.2,
     normalize: bool = True,
     rescale: Rescale = "density",
-    context: TensorContext = TensorContext(),  # noqa: B008 - frozen
 ) -> MergedDelta:
     """DARE's random dropping in the place of TIES' trimming, then its sign election."""
-    weights_J = per_target(weight, len(deltas_JN))
-    kept_JN = drop_and_rescale(deltas_JN, per_target(density, len(deltas_JN)), rescale, context)
-    agree_JN = agreeing(kept_JN * weights_J[:, None].to(kept_JN.dtype))
-    return MergedDelta(agreed_sum(kept_JN, weights_J, agree_JN, renormalize=normalize), weights_J)
+    weights_J = per_target(weight, deltas.num_targets)
+    kept = drop_and_rescale(deltas, per_target(density, deltas.num_targets), rescale)
+
+    def merged(block: Block) -> Tensor:
+        kept_JN = kept(block)
+        signs_N = majority(kept_JN * weights_J[:, None].to(kept_JN))
+        return agreed_sum(block, kept_JN, weights_J, signs_N, renormalize=normalize)
+
+    return MergedDelta(merged, weights_J)

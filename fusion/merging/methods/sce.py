@@ -1,13 +1,14 @@
 from torch import Tensor
 
-from fusion.merging.arithmetic import agreed_sum, agreeing, shares, squared_norms
+from fusion.merging.arithmetic import agreed_sum, majority, shares, squared_norms
+from fusion.merging.deltas import Block, TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
 from fusion.merging.parameters import Share
 from fusion.merging.selection import NOTHING_SELECTED, most_varying
 
 
 @merge_method(paper="https://arxiv.org/abs/2408.07990")
-def sce(deltas_JN: Tensor, *, tau: Share = 1.0, renormalize: bool = False) -> MergedDelta:
+def sce(deltas: TensorDeltas, *, tau: Share = 1.0, renormalize: bool = False) -> MergedDelta:
     """SCE (FuseChat v2, Algorithm 1), to the letter of the paper.
 
     Select the share `tau` of positions that vary most across targets and zero all others; calculate
@@ -18,10 +19,11 @@ def sce(deltas_JN: Tensor, *, tau: Share = 1.0, renormalize: bool = False) -> Me
     (`sce_released`). Here those are lost, and small values of tau lose most of what was learnt, so all are selected
     by default.
     """
-    selected_N = most_varying(deltas_JN, tau)
-    selected_JN = deltas_JN * selected_N
-    eta_J, events = shares(squared_norms(selected_JN))
-    if not bool(selected_N.any()):
-        events = (NOTHING_SELECTED,)
-    merged_N = agreed_sum(selected_JN, eta_J, agreeing(selected_JN), renormalize=renormalize)
-    return MergedDelta(merged_N, eta_J, events)
+    select = most_varying(deltas, tau)
+    eta_J, events = shares(deltas.reduce(lambda block: squared_norms(select(block))))
+
+    def merged(block: Block) -> Tensor:
+        selected_JN = select(block)
+        return agreed_sum(block, selected_JN, eta_J, majority(selected_JN), renormalize=renormalize)
+
+    return MergedDelta(merged, eta_J, (NOTHING_SELECTED,) if select.is_empty else events)

@@ -1,18 +1,40 @@
+from typing import Any, Literal
+
 from torch import Tensor
 
-from fusion.merging.arithmetic import agreed_sum, agreeing
+from fusion.merging.arithmetic import agreed_sum, majority
+from fusion.merging.deltas import Block, ModelDeltas, TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
 from fusion.merging.parameters import Density, Weight, normalizable, per_target
-from fusion.merging.selection import trim
+from fusion.merging.selection import Trimmer, trimmer
 
 
-@merge_method(paper="https://arxiv.org/abs/2306.01708", check=normalizable)
-def ties(deltas_JN: Tensor, *, density: Density = 0.6, weight: Weight = 0.2, normalize: bool = True) -> MergedDelta:
-    """TIES: trim each target to its largest deltas per tensor, elect a sign per position, merge those that agree.
+def _model_trimmer(model: ModelDeltas, parameters: Any) -> Trimmer | None:
+    if parameters["trim"] == "tensor":
+        return None
+    return trimmer(model, per_target(parameters["density"], model.num_targets))
 
-    The vote is the sign of the weighted sum. `normalize` divides by the agreeing weights (the disjoint mean).
+
+@merge_method(paper="https://arxiv.org/abs/2306.01708", check=normalizable, survey=_model_trimmer)
+def ties(
+    deltas: TensorDeltas,
+    *,
+    density: Density = 0.6,
+    weight: Weight = 0.2,
+    normalize: bool = True,
+    trim: Literal["tensor", "model"] = "tensor",
+) -> MergedDelta:
+    """TIES: trim each target to its largest deltas, elect a sign per position, merge those that agree.
+
+    The vote is the sign of the weighted sum. `normalize` divides by the agreeing weights (the disjoint mean). The
+    largest deltas are those of each tensor (the share of all tensors is the same), or those of the whole model.
     """
-    weights_J = per_target(weight, len(deltas_JN))
-    trimmed_JN = trim(deltas_JN, per_target(density, len(deltas_JN)))
-    agree_JN = agreeing(trimmed_JN * weights_J[:, None].to(trimmed_JN.dtype))
-    return MergedDelta(agreed_sum(trimmed_JN, weights_J, agree_JN, renormalize=normalize), weights_J)
+    weights_J = per_target(weight, deltas.num_targets)
+    trimmed = deltas.survey if trim == "model" else trimmer(deltas, per_target(density, deltas.num_targets))
+
+    def merged(block: Block) -> Tensor:
+        trimmed_JN = trimmed(block)
+        signs_N = majority(trimmed_JN * weights_J[:, None].to(trimmed_JN))
+        return agreed_sum(block, trimmed_JN, weights_J, signs_N, renormalize=normalize)
+
+    return MergedDelta(merged, weights_J)

@@ -1,0 +1,222 @@
+"""One tensor's deltas as a method sees them: lazily, block by block, in as many passes as the method wants.
+
+A block is a fixed run of a tensor's elements, whole rows where rows are not huge. Every function of a method works on
+one block at a time and results are put together in the order of elements, so neither threads, memory, nor a resumed
+run can change a bit. Shapes: J targets, N elements of a block, R rows of C elements, K rows of a mask.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+Counts = tuple[int, int]
+BLOCK_ELEMENTS = 1 << 16
+LONGEST_ROW = 16 * BLOCK_ELEMENTS
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a method's inner functions get. Its tensors are used again for the next block: never keep them."""
+
+    deltas_JN: Tensor
+    """float32 (with `operands="weights"`: the targets' weights)."""
+    start: int
+    """Index of the first element within the tensor, flattened in row-major order."""
+    position: int
+    """Index of the first element within all elements of the model that are merged."""
+    row_length: int
+    """Elements of the tensor's last dimension (1 for a scalar)."""
+    notes: dict[str, Counts] | None = None
+    """Where `note` writes to; None when nobody looks at this block."""
+
+    @property
+    def num_elements(self) -> int:
+        return self.deltas_JN.shape[1]
+
+    @property
+    def rows_JRC(self) -> Tensor:
+        """The deltas by rows. Blocks hold whole rows unless rows are longer than a million elements."""
+        return self.deltas_JN.unflatten(1, (-1, self.row_length))
+
+    def note(self, name: str, counts: Callable[[], Counts]) -> None:
+        """Tell the report which part of how many entries `name` is true of, such as ("erased", (3, 100)).
+
+        Only every eighth block is asked, so counting costs next to nothing.
+        """
+        if self.notes is not None:
+            self.notes[name] = counts()
+
+
+@dataclass(frozen=True)
+class Run:
+    """Calls a function on every item, in turn or on a pool's threads; results in the order of the items."""
+
+    pool: Executor | None = None
+    width: int = 1
+
+    def __call__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        return list(self.pool.map(function, items) if self.pool else map(function, items))
+
+
+class Passes(ABC):
+    """Passes over the blocks of a tensor, or of a whole model."""
+
+    num_targets: int
+    num_elements: int
+
+    @abstractmethod
+    def map(self, function: Callable[[Block], Result]) -> list[Result]:
+        """`function` of every block, in the order of elements; results must be small."""
+
+    @abstractmethod
+    def tally(self, count: Callable[[Block], Tensor]) -> Tensor:
+        """Sum over all blocks of an int64 tensor. It may be large, since sums are exact in any order."""
+
+    def reduce(self, statistic: Callable[[Block], Tensor]) -> Tensor:
+        """Sum over all blocks of a small float64 tensor, added in the order of elements."""
+        return sum_in_place(self.map(statistic))
+
+
+class Loaded(NamedTuple):
+    """The base's elements [N] in float32 or better (None without a base), and what the method works on, [J, N]."""
+
+    origin_N: Tensor | None
+    operands_JN: Tensor
+
+
+class Operands(Protocol):
+    """Where the blocks of one tensor come from."""
+
+    def load(self, start: int, stop: int) -> Loaded: ...
+
+    def keep(self) -> None:
+        """There will be more than one pass: keep what is read, if it fits."""
+
+    def whole(self, run: "Run") -> Tensor:
+        """All operands at once, [J, elements]."""
+
+
+@dataclass(frozen=True)
+class HeldOperands:
+    """Deltas [J, elements] that are in memory anyway."""
+
+    deltas: Tensor
+
+    def load(self, start: int, stop: int) -> Loaded:
+        return Loaded(None, self.deltas[:, start:stop])
+
+    def keep(self) -> None:
+        pass
+
+    def whole(self, run: "Run") -> Tensor:
+        return self.deltas
+
+
+@dataclass(frozen=True)
+class TensorDeltas(Passes):
+    """The targets' differences from the base on one tensor: the first argument of every merge method."""
+
+    name: str
+    shape: tuple[int, ...]
+    num_targets: int
+    operands: Operands
+    position: int = 0
+    """Index of its first element within all elements of the model that are merged."""
+    seed: int = 0
+    survey: Any = None
+    """What the method's `survey` returned."""
+    run: Run = field(default=Run(), repr=False)
+
+    @classmethod
+    def of(cls, deltas_JN: Tensor, name: str = "", seed: int = 0) -> "TensorDeltas":
+        """Deltas that are in memory: for trying a method out."""
+        return cls(name, tuple(deltas_JN.shape[1:]), len(deltas_JN), HeldOperands(deltas_JN.flatten(1)), seed=seed)
+
+    @property
+    def num_elements(self) -> int:  # type: ignore[override]
+        return math.prod(self.shape)
+
+    @property
+    def starts(self) -> range:
+        """Where the blocks begin."""
+        return range(0, self.num_elements, block_length(self.shape))
+
+    def span(self, start: int) -> tuple[int, int]:
+        return start, min(start + self.starts.step, self.num_elements)
+
+    def block(self, start: int, operands_JN: Tensor, notes: dict[str, Counts] | None = None) -> Block:
+        row_length = self.shape[-1] if self.shape else 1
+        return Block(operands_JN, start, self.position + start, row_length, notes)
+
+    def map(self, function: Callable[[Block], Result]) -> list[Result]:
+        self.operands.keep()
+        return self.run(lambda start: function(self._load(start)), self.starts)
+
+    def tally(self, count: Callable[[Block], Tensor]) -> Tensor:
+        self.operands.keep()
+
+        def over(starts: Sequence[int]) -> Tensor:
+            return sum_in_place(count(self._load(start)) for start in starts)
+
+        width = 4 * self.run.width if self.run.pool else 1
+        length = math.ceil(len(self.starts) / width)
+        return sum_in_place(self.run(over, [self.starts[i : i + length] for i in range(0, len(self.starts), length)]))
+
+    def whole(self) -> Tensor:
+        """All deltas at once, float32 [J, *shape]: for methods marked with `whole=True`, whose memory is planned."""
+        return self.operands.whole(self.run).reshape(self.num_targets, *self.shape)
+
+    def _load(self, start: int) -> Block:
+        return self.block(start, self.operands.load(*self.span(start)).operands_JN)
+
+
+@dataclass(frozen=True)
+class ModelDeltas(Passes):
+    """All tensors of a merge, for a method's `survey`: what must be known before the first tensor is merged."""
+
+    num_targets: int
+    num_elements: int
+    per_tensor: "PerTensor"
+    """Calls a function on the deltas of every tensor; tensor name -> result, in the model's order."""
+
+    def map(self, function: Callable[[Block], Result]) -> list[Result]:
+        by_tensor = self.per_tensor(lambda deltas: deltas.map(function))
+        return [result for results in by_tensor.values() for result in results]
+
+    def tally(self, count: Callable[[Block], Tensor]) -> Tensor:
+        return sum_in_place(self.per_tensor(lambda deltas: deltas.tally(count)).values())
+
+
+class PerTensor(Protocol):
+    def __call__(self, function: Callable[[TensorDeltas], Result]) -> dict[str, Result]: ...
+
+
+def sum_in_place(values: Iterable[Tensor]) -> Tensor:
+    """Sum in the order given; at least one value is needed, and the first may be changed."""
+    remaining = iter(values)
+    total = next(remaining)
+    for value in remaining:
+        total += value
+    return total
+
+
+def block_length(shape: Sequence[int]) -> int:
+    """Elements of a block: as many whole rows as fit, at least one; rows beyond a million elements are cut."""
+    row_length = shape[-1] if len(shape) > 1 else 1
+    if row_length > LONGEST_ROW:
+        return BLOCK_ELEMENTS
+    return max(1, BLOCK_ELEMENTS // row_length) * row_length
+
+
+def in_blocks(delta: Tensor) -> Callable[[Block], Tensor]:
+    """A whole merged delta, in the tensor's shape, as `MergedDelta` wants it."""
+    flat = delta.reshape(-1).to(torch.float32)
+    return lambda block: flat[block.start : block.start + block.num_elements]

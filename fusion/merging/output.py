@@ -1,0 +1,72 @@
+"""The folder in which a merged model is made: pre-sized files, written in place, and a journal of what is finished."""
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from torch import Tensor
+
+from fusion.merging.checkpoint import Checkpoint
+from fusion.merging.engine import scaled_sum
+from fusion.merging.journal import Journal
+from fusion.merging.plan import MergePlan
+from fusion.merging.statistics import TensorRecord
+from fusion.merging.working import clear
+
+COMMIT_BYTES = 128 << 20
+COMMIT_SECONDS = 5.0
+
+
+class Output:
+    """The merged weights in the reference's files and order; a sink for merged blocks.
+
+    Tensors enter the journal in groups, after their bytes were flushed to the disk by a thread of its own: what the
+    journal names survives a kill and a power cut.
+    """
+
+    def __init__(self, plan: MergePlan, reference: Checkpoint, working: Path, key: str) -> None:
+        self._scale = plan.scale
+        files = {file.path: file.layout_at(working / file.path.name) for file in reference.files}
+        self._files = list(files.values())
+        self.homes = {name: files[file.path] for name, file in reference.homes.items()}
+        self._journal = Journal.resume(working, key) or self._begin(plan, working, key)
+        self.resumed: Mapping[str, TensorRecord] = dict(self._journal.records)
+
+    def _begin(self, plan: MergePlan, working: Path, key: str) -> Journal:
+        clear(working)
+        for file in self._files:
+            file.create()
+        for name in plan.copied_names:
+            self.homes[name].write_span(name, 0, plan.reference[name].reshape(-1))
+        self._flush()
+        return Journal.begin(working, key)
+
+    def write(self, name: str, start: int, origin_N: Tensor | None, delta_N: Tensor) -> None:
+        file = self.homes[name]
+        merged_N = scaled_sum(name, origin_N, delta_N, self._scale, file.specs[name].dtype)
+        file.write_span(name, start, merged_N.cpu())
+
+    def commit(self, records: Iterator[TensorRecord]) -> Iterator[TensorRecord]:
+        """Enter tensors that are written, as they come, into the journal."""
+        group: list[TensorRecord] = []
+        num_bytes, since = 0, time.monotonic()
+        with ThreadPoolExecutor(1, "commit") as committer:
+            running: list[Future[None]] = []
+            for record in records:
+                group.append(record)
+                num_bytes += self.homes[record.name].specs[record.name].num_bytes
+                if num_bytes >= COMMIT_BYTES or time.monotonic() - since > COMMIT_SECONDS:
+                    running.append(committer.submit(self._commit, group))
+                    group, num_bytes, since = [], 0, time.monotonic()
+                yield record
+        for future in running:
+            future.result()
+
+    def _commit(self, group: list[TensorRecord]) -> None:
+        self._flush()
+        self._journal.append(group)
+
+    def _flush(self) -> None:
+        for file in self._files:
+            file.flush()

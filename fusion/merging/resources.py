@@ -1,0 +1,71 @@
+"""What a merge may take of the machine."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fusion.config import UserError
+from fusion.config.schema import EngineConfig
+from fusion.config.sizes import num_bytes
+from fusion.merging.plan import MergePlan
+
+MEBI = 1 << 20
+WHOLE_COPIES = 2
+"""A whole-matrix method needs its deltas and as much again, such as for singular vectors."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """`memory` in bytes is for tensors; Python and torch take about 0.3 GiB beside it."""
+
+    memory: int
+    threads: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> "Resources":
+        """Raises `UserError` when the device is not there."""
+        device = torch.device(config.device)
+        if device.type == "cuda":
+            index = device.index or 0
+            if index >= torch.cuda.device_count():
+                raise UserError(f"engine.device={config.device}: there is no such CUDA device here; take cpu")
+            device = torch.device("cuda", index)
+        return cls(num_bytes(config.memory), config.threads or len(os.sched_getaffinity(0)), device)
+
+    @property
+    def kept_per_thread(self) -> int:
+        """Bytes of a tensor's inputs that one thread keeps over several passes; larger tensors are shared by all."""
+        return self.memory // (4 * self.threads)
+
+    @property
+    def kept_alone(self) -> int:
+        """Bytes of a shared tensor's inputs that are kept; larger tensors are read again in every pass."""
+        return self.memory // 2
+
+    def whole_bytes(self, shape: Sequence[int], num_targets: int) -> int:
+        """Memory that a whole-matrix method needs on a tensor."""
+        return 4 * WHOLE_COPIES * (num_targets + 1) * torch.Size(shape).numel()
+
+
+def checked_resources(plan: MergePlan, config: EngineConfig) -> Resources:
+    """The resources of a merge.
+
+    Raises:
+        UserError: the device is not there, or a whole-matrix method needs more memory.
+    """
+    resources = Resources.of(config)
+    if not plan.method.whole:
+        return resources
+    needed, name = max(
+        (resources.whole_bytes(plan.specs[name].shape, len(plan.targets)), name) for name in plan.merged_names
+    )
+    if needed > resources.memory:
+        raise UserError(
+            f"merge method '{plan.method.name}' works on whole tensors and needs {math.ceil(needed / MEBI)} MiB for "
+            f"'{name}', but engine.memory is {config.memory}: give it engine.memory={math.ceil(needed / MEBI)}MiB"
+        )
+    return resources

@@ -1,0 +1,1 @@
+"""Several processes that work as one: started together by torchrun, watched, and told of as one."""

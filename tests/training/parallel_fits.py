@@ -1,0 +1,61 @@
+"""Several trainings one after the other in one start of processes, which is what takes long.
+
+`run_fits` starts them; the module itself is what the processes run.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytorch_lightning.strategies import FSDPStrategy
+
+from fusion.config.schema import TrainConfig
+from fusion.processes.member import take_part
+from fusion.processes.starter import Group, run_group
+from fusion.training import fit, parallel
+from fusion.training.data import FusionDataModule
+from fusion.training.distributed import train
+from fusion.training.processes import Metrics, Task
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a training has left."""
+
+    losses: list[float]
+    norms: list[float]
+    model: Path
+
+
+def run_fits(folder: Path, data: FusionDataModule, configs: dict[str, TrainConfig], size: int = 2) -> dict[str, Found]:
+    """Train every config on the fused targets of `data`, in `size` processes."""
+    for name, config in configs.items():
+        (folder / name).mkdir(parents=True)
+        paths = (data.prepared.fused.folder.resolve(), data.prepared.inputs, (folder / name).resolve())
+        Task(config, *paths, "a card").save(folder / name)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    failure = run_group(Group("parallel_fits", folder.resolve(), size, is_heard=True))
+    assert failure is None, "\n".join(failure.problems)
+    return {name: found(folder / name) for name in configs}
+
+
+def found(folder: Path) -> Found:
+    logged = [metrics for metrics, _ in Metrics(folder).news()]
+    return Found([one["train/loss"] for one in logged], [one["train/grad_norm"] for one in logged], folder / "model")
+
+
+class OnCpu(FSDPStrategy):
+    """Lightning refuses the older FSDP on CPUs, where it runs all the same."""
+
+
+def main(folder: Path) -> None:
+    parallel.FSDPStrategy = OnCpu
+    fit.check_devices = lambda settings: None
+    handovers = sorted(folder.glob("*/"))
+    size = int(os.environ["WORLD_SIZE"])
+    take_part(folder, size, lambda: [train(Task.load(one), one) for one in handovers])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
