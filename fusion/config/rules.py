@@ -53,8 +53,6 @@ AT_LEAST: dict[str, float] = {
     "trainer.micro_batch_tokens": 0,
     "trainer.log_every_steps": 1,
     "trainer.data_workers": 0,
-    "trainer.checkpoint_every_steps": 0,
-    "trainer.keep_checkpoints": 1,
     "lora.rank": 0,
     "objective.chunk_rows": 0,
     "optim.weight_decay": 0,

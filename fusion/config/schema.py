@@ -13,7 +13,6 @@ MACHINERY = {
     *("device", "placement", "processes", "workers", "worker", "batch_tokens", "shard_dialogues"),
     *("dtw_sample", "chunk_rows", "progress_bar", "peak_tflops", "log_every_steps", "data_workers"),
     *("micro_batch_size", "micro_batch_tokens", "packing", "gradient_checkpointing", "compile"),
-    *("checkpoint_every_steps", "keep_checkpoints", "resume"),
 }
 """Settings of these groups that are about how and where, not about what."""
 
@@ -183,17 +182,6 @@ class TrainerConfig:
     """Compile every decoder layer with torch.compile: slow to start, faster on GPUs."""
     data_workers: int = 0
     """Processes that read batches ahead; 0 reads them in the training process."""
-    checkpoint_every_steps: int = 500
-    """Optimiser steps between two checkpoints; 0: only when the job is told to end (SIGTERM)."""
-    keep_checkpoints: int = 1
-    """How many checkpoints stay; older ones are deleted."""
-    resume: str = "auto"
-    """auto: go on from the newest checkpoint of the same settings in the job's folder; never; or a checkpoint's
-    folder."""
-    progress_bar: bool = True
-    """Show the training's progress: a bar on a terminal, a line every `log_every_steps` in a log file."""
-    peak_tflops: float | None = None
-    """What a device could compute in `precision`, in 10^12 FLOP/s, for the metric mfu; known GPUs need none."""
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,9 @@ def test_one_step_is_the_papers_gradient_however_it_is_cut(data, gradients, cut)
     assert_same(gradients(trainer=one_step(**cut)), reference(data, 0.3))
 
 
-@pytest.mark.parametrize("optim", [OptimConfig(lr=1e-2, grad_clip=0.0), OptimConfig(lr=1e-3, grad_clip=0.1)], ids=str)
+@pytest.mark.parametrize(
+    "optim", [OptimConfig(lr=1e-2, grad_clip=0.0), OptimConfig(lr=1e-3, grad_clip=0.1)], ids=["free", "clipped"]
+)
 def test_the_loss_runs_the_same_way_however_steps_are_cut(data, monkeypatch, optim):
     """Relative 1e-4 over 8 steps in float32: Adam divides by small second moments, so rounding grows."""
 
@@ -115,7 +117,7 @@ def test_the_loss_runs_the_same_way_however_steps_are_cut(data, monkeypatch, opt
 
     whole = losses()
     assert len(whole) == 8
-    assert max(whole) > 1.1 * min(whole)
+    assert whole[-1] < 0.95 * whole[0]
     for cut in (*CUTS[2:], {"data_workers": 1, "packing": True, "micro_batch_size": 3}):
         assert losses(**cut) == pytest.approx(whole, rel=1e-4), cut
 
