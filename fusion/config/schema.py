@@ -182,6 +182,10 @@ class TrainerConfig:
     """Compile every decoder layer with torch.compile: slow to start, faster on GPUs."""
     data_workers: int = 0
     """Processes that read batches ahead; 0 reads them in the training process."""
+    progress_bar: bool = True
+    """Show the training's progress: a bar on a terminal, a line every `log_every_steps` in a log file."""
+    peak_tflops: float | None = None
+    """What a device could compute in `precision`, in 10^12 FLOP/s, for the metric mfu; known GPUs need none."""
 
 
 @dataclass(frozen=True)
