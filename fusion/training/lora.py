@@ -32,11 +32,13 @@ def add_adapters(model: PreTrainedModel, settings: LoraConfig, seed: int) -> Non
     from peft import LoraConfig as Adapters
     from peft import inject_adapter_in_model
 
+    layers = adapted_layers(model, settings.modules)
     adapters = Adapters(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=settings.dropout,
-        target_modules=adapted_layers(model, settings.modules),
+        target_modules=layers,
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

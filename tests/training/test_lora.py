@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from parallel_fits import run_fits
 from safetensors.torch import load_file
 from stage1_settings import settings
 from tiny_models import make_llama, make_qwen, make_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from fusion.config import UserError
-from fusion.config.schema import LoraConfig, ObjectiveConfig, OptimConfig, TrainerConfig
+from fusion.config.schema import LoraConfig, ObjectiveConfig, OptimConfig, ParallelConfig, TrainerConfig
 from fusion.training.data import FusionDataModule
 from fusion.training.export import export_model
 from fusion.training.fit import fit
@@ -114,7 +115,7 @@ def test_dropout_and_chosen_modules_train(data):
     assert changed == ["model.layers.1.mlp.down_proj.weight"]
 
 
-def test_the_draws_belong_to_the_seed(data):
+def test_the_draws_belong_to_the_seed():
     def adapters(seed):
         model = make_llama(60)
         add_adapters(model, LORA, seed)
@@ -197,3 +198,33 @@ def test_without_peft_the_message_says_how_to_get_it(monkeypatch):
     ):
         add_adapters(model, LORA, 0)
     assert all(one.requires_grad for one in model.parameters())
+
+
+def test_two_processes_train_the_adapters_of_one(tmp_path, data):
+    """DDP and FSDP2, packed and padded: the loss of every step within 1e-5, weights within 1e-4."""
+    optim = OptimConfig(lr=1e-2, grad_clip=0.5)
+    alone = TrainerConfig(epochs=2, batch_size=8, progress_bar=False, log_every_steps=1)
+    cuts = {"ddp": {"micro_batch_size": 2}, "fsdp": {"micro_batch_tokens": 90, "packing": True}}
+    configs = {
+        name: replace(
+            data.config,
+            lora=LORA,
+            optim=optim,
+            trainer=replace(alone, **cut),
+            parallel=ParallelConfig(name=name, devices=2, accelerator="cpu"),
+        )
+        for name, cut in cuts.items()
+    }
+    single = replace(configs["ddp"], parallel=ParallelConfig(), trainer=alone)
+    module = FusionDataModule(single)
+    module.prepared = data.prepared
+    losses = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FusionModule, "on_before_optimizer_step", lambda one, _: losses.append(float(one.outcome.loss)))
+        wanted = fit(single, module, []).model.state_dict()
+    for name, found in run_fits(tmp_path, data, configs).items():
+        assert found.losses == pytest.approx(losses, rel=1e-5), name
+        loaded = AutoModelForCausalLM.from_pretrained(found.model).state_dict()
+        assert list(loaded) == list(wanted)
+        for weight in wanted:
+            torch.testing.assert_close(loaded[weight], wanted[weight], rtol=1e-4, atol=1e-4)
