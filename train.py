@@ -6,6 +6,8 @@ python train.py objective=sft                    # the baseline without fusion
 python train.py -m teacher.workers=2 teacher.worker=0,1 hydra/launcher=joblib   # only the teachers, shared out
 """
 
+import shlex
+import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,7 @@ GROUP = (*SETTING, "template", "teacher", "alignment", "fusion", "objective")
 def run(config: TrainConfig, job: Job) -> None:
     """One job: skip it when it is finished, else prepare, train, export, score and record."""
     from fusion.cache import code_version, fingerprint
+    from fusion.processes.failures import Terminated
     from fusion.tracking.record import RunRecord, is_finished
     from fusion.training.nodes import this_node
 
@@ -45,8 +48,14 @@ def run(config: TrainConfig, job: Job) -> None:
     if node.number > 0:
         assist(config, job, node)
         return
-    with RunRecord(job, "train", config.seed, name) as record:
-        train(config, job, record, node)
+    try:
+        with RunRecord(job, "train", config.seed, name) as record:
+            train(config, job, record, node)
+    except Terminated as end:
+        anew = [] if config.trainer.resume == "auto" else ["trainer.resume=auto"]
+        more = shlex.join([*anew, f'hydra.run.dir="{job.folder}"'])
+        print(f"{end}\nit goes on with: {job.command} {more}", file=sys.stderr)
+        raise
 
 
 def read_share(config: TrainConfig, record: "RunRecord") -> None:
@@ -93,6 +102,8 @@ def train(config: TrainConfig, job: Job, record: "RunRecord", node: "Node") -> N
 
     from fusion.tracking.loggers import job_loggers, log_scores
     from fusion.tracking.sweep import compare_folder
+    from fusion.training.checkpoint_folder import discard_checkpoints
+    from fusion.training.checkpoints import find_start
     from fusion.training.data import FusionDataModule
     from fusion.training.export import model_card
     from fusion.training.target import train_target
@@ -106,9 +117,10 @@ def train(config: TrainConfig, job: Job, record: "RunRecord", node: "Node") -> N
     assert data.prepared is not None
     print_report(config, data.prepared)
     record.lap("prepare")
-    with job_loggers(config.logger, job, "train", config.tags) as loggers:
+    start = find_start(data, job.folder)
+    with job_loggers(config.logger, job, "train", config.tags, start.state.step if start else 0) as loggers:
         card = model_card(f"{config.objective.name} {config.source.name}", config.pivot.path, CARD, job.command)
-        trained = train_target(config, data, loggers, job.folder, card, node)
+        trained = train_target(config, data, loggers, job.folder, card, node, start)
         write_heldout_won(job, data.prepared)
         record.lap("train")
         rows = score(config, job, strong_skills)
@@ -131,6 +143,7 @@ def train(config: TrainConfig, job: Job, record: "RunRecord", node: "Node") -> N
         "comparison": [row.to_json() for row in rows],
     }
     record.finish(result, lineage(config, data.prepared, strong_skills))
+    discard_checkpoints(job.folder)
     if job.sweep is None:
         compare_folder(job.folder, job.command)
 

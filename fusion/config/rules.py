@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from fusion.config.schema import EngineConfig, MergeConfig, TrainConfig
 from fusion.config.sizes import num_bytes
@@ -53,6 +54,8 @@ AT_LEAST: dict[str, float] = {
     "trainer.micro_batch_tokens": 0,
     "trainer.log_every_steps": 1,
     "trainer.data_workers": 0,
+    "trainer.checkpoint_every_steps": 0,
+    "trainer.keep_checkpoints": 1,
     "lora.rank": 0,
     "objective.chunk_rows": 0,
     "optim.weight_decay": 0,
@@ -129,6 +132,9 @@ def _combinations(settings: TrainConfig) -> Iterator[str]:
         yield f"optim.betas={list(settings.optim.betas)}: two numbers from 0 to below 1 are expected"
     if settings.trainer.max_steps < -1 or settings.trainer.max_steps == 0:
         yield f"trainer.max_steps={settings.trainer.max_steps}: a positive number is expected, or -1 for all epochs"
+    resume = settings.trainer.resume
+    if resume not in ("auto", "never") and not Path(resume).is_dir():
+        yield f"trainer.resume={resume}: no such folder; auto, never or the folder of a checkpoint is expected"
     for group in ("pivot", "source"):
         model = getattr(settings, group)
         if not model.path and not getattr(model, "members", None):

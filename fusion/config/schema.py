@@ -9,10 +9,13 @@ from fusion.config.world import WorldConfig
 
 BASELINE_RECIPE = ("objective", "optim", "trainer", "lora")
 RECIPE = ("teacher", "alignment", "fusion", *BASELINE_RECIPE)
+ATTEMPT = ("checkpoint_every_steps", "keep_checkpoints", "resume")
+"""Settings of the trainer about the attempts that a training may take."""
 MACHINERY = {
     *("device", "placement", "processes", "workers", "worker", "batch_tokens", "shard_dialogues"),
     *("dtw_sample", "chunk_rows", "progress_bar", "peak_tflops", "log_every_steps", "data_workers"),
     *("micro_batch_size", "micro_batch_tokens", "packing", "gradient_checkpointing", "compile"),
+    *ATTEMPT,
 }
 """Settings of these groups that are about how and where, not about what."""
 
@@ -167,9 +170,11 @@ class TrainerConfig:
     micro_batch_size: int = 0
     """Dialogues per forward pass and device; 0 means the whole batch at once."""
     micro_batch_tokens: int = 0
-    """Tokens per forward pass and device, padding included; 0: only `micro_batch_size` counts."""
+    """Tokens per forward pass and device, padding included; a longer dialogue goes alone. 0: only `micro_batch_size`
+    counts."""
     packing: bool = False
-    """Put the dialogues of a micro-batch one behind the other instead of padding them; none sees another."""
+    """Put the dialogues of a micro-batch one behind the other instead of padding them; none sees another. With sdpa or
+    eager attention this costs what one text of that length does, so choose a small `micro_batch_tokens`."""
     max_steps: int = -1
     """Stop after this many optimiser steps; -1 means all epochs."""
     precision: str = "32-true"
@@ -182,6 +187,14 @@ class TrainerConfig:
     """Compile every decoder layer with torch.compile: slow to start, faster on GPUs."""
     data_workers: int = 0
     """Processes that read batches ahead; 0 reads them in the training process."""
+    checkpoint_every_steps: int = 500
+    """Optimiser steps between two checkpoints, in `checkpoints` of the job's folder; a training of so many steps has
+    one at its end too. 0: only when the job is told to end (SIGTERM). They go when the job is finished."""
+    keep_checkpoints: int = 1
+    """How many checkpoints stay; older ones are deleted."""
+    resume: str = "auto"
+    """auto: go on from the newest checkpoint of the same settings in the job's folder; never; or a checkpoint's
+    folder."""
     progress_bar: bool = True
     """Show the training's progress: a bar on a terminal, a line every `log_every_steps` in a log file."""
     peak_tflops: float | None = None
@@ -294,7 +307,7 @@ class TrainConfig:
 
     def common(self, names: Sequence[str]) -> str:
         """Fingerprint of the named settings: runs that agree in it can be compared in all else."""
-        return fingerprint({name: getattr(self, name) for name in names})
+        return fingerprint({name: _without_attempt(getattr(self, name)) for name in names})
 
 
 @dataclass(frozen=True)
@@ -343,4 +356,10 @@ class MergeConfig:
 
 def _without_records(settings: TrainConfig | MergeConfig) -> dict[str, Any]:
     ignored = ("logger", "paths", "tags", "skip_finished", "targets", "base", "sft", "engine")
-    return {name: value for name, value in vars(settings).items() if name not in ignored}
+    return {name: _without_attempt(value) for name, value in vars(settings).items() if name not in ignored}
+
+
+def _without_attempt(settings: Any) -> Any:
+    if not isinstance(settings, TrainerConfig):
+        return settings
+    return {name: value for name, value in vars(settings).items() if name not in ATTEMPT}

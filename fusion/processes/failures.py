@@ -12,6 +12,14 @@ EXIT_TERMINATED = 143
 """Exit status of who ends because of a SIGTERM, as shells count it: 128 + 15."""
 
 
+class Terminated(SystemExit):
+    """The job was told to end (SIGTERM), and does; the message says what is left of its work."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = EXIT_TERMINATED
+
+
 @dataclass(frozen=True)
 class Failure:
     status: int

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from fusion.processes.failures import EXIT_TERMINATED, Failure, read_failures
+from fusion.processes.failures import Failure, Terminated, read_failures, saved_failures
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def run_group(group: Group, look: Callable[[], None] = lambda: None) -> Failure 
     passed on, and what they still do then is waited for.
 
     Raises:
-        SystemExit: there was such a SIGTERM; all of them are gone by then.
+        Terminated: there was such a SIGTERM; all of them are gone by then.
     """
     on_terminal = group.is_heard and sys.stderr.isatty()  # then they write to it themselves: bars, colours
     lines: deque[str] = deque(maxlen=LAST_LINES)
@@ -93,8 +93,14 @@ def run_group(group: Group, look: Callable[[], None] = lambda: None) -> Failure 
             raise
     look()
     if told.is_set():
-        raise SystemExit(EXIT_TERMINATED)
+        raise Terminated(_last_words(group.handover))
     return read_failures(group.handover, list(lines), launcher.returncode)
+
+
+def _last_words(handover: Path) -> str:
+    """What the processes said when they were told to end."""
+    said = [problem for one in saved_failures(handover).values() if one.is_wanted for problem in one.problems]
+    return said[0] if said else "told to end (SIGTERM)"
 
 
 def _command(group: Group) -> list[str]:

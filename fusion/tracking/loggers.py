@@ -1,5 +1,6 @@
 """Experiment loggers: mirrors of the local record, opened and closed by each job so that nothing leaks to the next."""
 
+import csv
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,14 +15,19 @@ from fusion.config.schema import LoggerConfig
 
 
 @contextmanager
-def job_loggers(settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str]) -> Iterator[list[Logger]]:
+def job_loggers(
+    settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str], first_step: int = 0
+) -> Iterator[list[Logger]]:
     """Open the job's logger and close it whatever happens; prints the line that uploads an offline W&B run.
+
+    Of an attempt that did not finish, csv and tensorboard keep what was logged of steps before `first_step`; W&B has a
+    run for every attempt.
 
     Raises:
         UserError: the logger's package is not installed.
     """
     environment = os.environ.get("WANDB_MODE")
-    loggers = _open(settings, job, stage, tags)
+    loggers = _open(settings, job, stage, tags, first_step)
     status = "failed"
     try:
         for logger in loggers:
@@ -34,14 +40,13 @@ def job_loggers(settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str
         os.environ.update({"WANDB_MODE": environment} if environment is not None else {})
 
 
-def _open(settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str]) -> list[Logger]:
+def _open(settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str], first_step: int) -> list[Logger]:
     folder = job.folder
     if settings.name == "csv":
-        shutil.rmtree(folder / "csv", ignore_errors=True)  # of an attempt that did not finish
-        return [CSVLogger(folder, name=None, version="csv")]
+        return [_open_csv(folder, first_step)]
     if settings.name == "tensorboard":
         try:
-            return [TensorBoardLogger(folder, name=None, version="tensorboard")]
+            return [TensorBoardLogger(folder, name=None, version="tensorboard", purge_step=first_step)]
         except ModuleNotFoundError as error:
             raise UserError(
                 "logger=tensorboard: the package tensorboard is not installed; pip install 'fusion-chat[tensorboard]'"
@@ -62,6 +67,32 @@ def _open(settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str]) -> 
             )
         ]
     return []
+
+
+def _open_csv(folder: Path, first_step: int) -> CSVLogger:
+    """The logger deletes a file that is there, so the rows that stay are kept aside until it has written them."""
+    written, aside = folder / "csv" / "metrics.csv", folder / ".metrics_before.csv"
+    if written.is_file() and not aside.is_file():
+        written.rename(aside)
+    shutil.rmtree(folder / "csv", ignore_errors=True)
+    logger = CSVLogger(folder, name=None, version="csv")
+    for step, metrics in _logged_before(aside, first_step):
+        logger.log_metrics(dict(metrics), step)
+    logger.save()
+    aside.unlink(missing_ok=True)
+    return logger
+
+
+def _logged_before(path: Path, first_step: int) -> Iterator[tuple[int, dict[str, float]]]:
+    """What the training logged of steps before `first_step`; scores come after it, and are logged anew."""
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            step = row["step"] or ""  # a kill may have torn the last row
+            logged = [name for name, value in row.items() if value and name.startswith("train/")]
+            if logged and step.isdigit() and int(step) < first_step:
+                yield int(step), {name: float(row[name]) for name in logged}
 
 
 def _close(loggers: Sequence[Logger], settings: LoggerConfig, status: str) -> None:

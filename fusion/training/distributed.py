@@ -13,6 +13,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from fusion.cache import write_json
 from fusion.processes.member import take_part
 from fusion.teaching.causal_lm import stored_dtype
+from fusion.training.checkpoint_folder import Checkpoint
 from fusion.training.export import export_model
 from fusion.training.fit import fit
 from fusion.training.parallel import world_size
@@ -52,7 +53,8 @@ def train(task: Task, handover: Path) -> None:
     """This process's part; the first one writes the model into the job's folder. Every starter reads `result.json`."""
     torch.set_num_threads(task.config.threads)
     data = task.data()
-    fitted = fit(task.config, data, [MetricsLogger(handover)])
+    start = Checkpoint.read(task.start) if task.start else None
+    fitted = fit(task.config, data, [MetricsLogger(handover)], task.folder, start)
     if fitted.model is not None:
         assert data.prepared is not None
         dtype = stored_dtype(task.config.pivot)

@@ -3,8 +3,6 @@
 The check waits for the device once per optimiser step, behind the last micro-batch and before the weights change.
 """
 
-from typing import TypeVar
-
 import pytorch_lightning as pl
 import torch
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
@@ -16,16 +14,20 @@ from fusion.training.data import FusionDataModule
 from fusion.training.memory import own_part
 from fusion.training.module import FusionModule
 from fusion.training.parallel import accumulating
+from fusion.training.ranks import from_all_ranks
 
 SHOWN = 5
 """Weights and dialogues that a message names; it counts the others."""
 BEGINNING = 20
 """Tokens of a dialogue that a message shows."""
-Told = TypeVar("Told")
+
+
+class NotFinite(UserError):
+    """Raised on every device in the same step, with the weights as the step before left them."""
 
 
 class Health(pl.Callback):
-    """Raises UserError on every device in the same step, with the weights as the step before left them."""
+    """Raises NotFinite."""
 
     def __init__(self, data: FusionDataModule) -> None:
         self.data = data
@@ -33,7 +35,7 @@ class Health(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer) -> None:
         assert isinstance(module, FusionModule)
         if not bool((module.outcome.loss + module.outcome.grad_norm).isfinite()):
-            raise UserError(self._diagnosis(trainer, module))
+            raise NotFinite(self._diagnosis(trainer, module))
 
     def _diagnosis(self, trainer: pl.Trainer, module: FusionModule) -> str:
         outcome, settings = module.outcome, self.data.config
@@ -53,7 +55,7 @@ class Health(pl.Callback):
 
     def _fault(self, trainer: pl.Trainer, module: FusionModule) -> str:
         assert module.step is not None
-        names = sorted(set().union(*_from_all_devices(module.step.names)))
+        names = sorted(set().union(*from_all_ranks(module.step.names)))
         found = self._suspects(trainer, module)
         if not found:
             return f"no dialogue of the step does this alone, only together: {_listed(names)}"
@@ -65,9 +67,9 @@ class Health(pl.Callback):
         assert self.data.prepared is not None
         own = list(dict.fromkeys(module.step.names)) or self.data.prepared.fused.examples[:1]
         # Devices that share out the weights must read equally often.
-        rounds = max(_from_all_devices(len(own)))
+        rounds = max(from_all_ranks(len(own)))
         found = [name for name in own + own[-1:] * (rounds - len(own)) if self._is_suspect(trainer, module, name)]
-        return sorted(set().union(*_from_all_devices(found)))
+        return sorted(set().union(*from_all_ranks(found)))
 
     def _is_suspect(self, trainer: pl.Trainer, module: FusionModule, name: str) -> bool:
         assert self.data.prepared is not None
@@ -96,15 +98,7 @@ class Health(pl.Callback):
 def _spoilt_weights(module: FusionModule) -> list[str]:
     """Names of weights with a number that is not finite, on any device."""
     own = [name for name, one in module.model.named_parameters() if not bool(own_part(one).isfinite().all())]
-    return sorted(set().union(*_from_all_devices(own)))
-
-
-def _from_all_devices(own: Told) -> list[Told]:
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return [own]
-    told: list[Told] = [own] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(told, own)
-    return told
+    return sorted(set().union(*from_all_ranks(own)))
 
 
 def _listed(names: list[str]) -> str:

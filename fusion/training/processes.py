@@ -22,8 +22,9 @@ from fusion.config.compose import to_settings
 from fusion.config.schema import TrainConfig
 from fusion.dialogues.tokenizer import load_tokenizer
 from fusion.objective.fused_store import FusedStore
-from fusion.processes.failures import Failure
+from fusion.processes.failures import Failure, Terminated
 from fusion.processes.starter import Group, Node, run_group
+from fusion.training.checkpoint_folder import Checkpoint
 from fusion.training.data import FusionDataModule
 from fusion.training.parallel import accelerator
 from fusion.training.prepare import Prepared
@@ -56,16 +57,20 @@ class Task:
     """The job's; the model goes into it."""
     card: str
     """Text of the model card."""
+    start: Path | None = None
+    """Checkpoint to go on from."""
 
     def save(self, handover: Path) -> None:
-        plain = {"store": str(self.store), "folder": str(self.folder), "inputs": self.inputs, "card": self.card}
-        write_json(handover / "task.json", {"config": asdict(self.config), **plain})
+        paths = {"store": str(self.store), "folder": str(self.folder), "start": self.start and str(self.start)}
+        plain = {"config": asdict(self.config), "inputs": self.inputs, "card": self.card}
+        write_json(handover / "task.json", {**paths, **plain})
 
     @classmethod
     def load(cls, handover: Path) -> "Task":
         plain = json.loads((handover / "task.json").read_text("utf-8"))
         config = to_settings(OmegaConf.create(plain["config"]), TrainConfig)
-        return cls(config, Path(plain["store"]), plain["inputs"], Path(plain["folder"]), plain["card"])
+        start = Path(plain["start"]) if plain["start"] else None
+        return cls(config, Path(plain["store"]), plain["inputs"], Path(plain["folder"]), plain["card"], start)
 
     def data(self) -> FusionDataModule:
         """The data module as its processes need it: no model and no dialogue is read again."""
@@ -100,21 +105,28 @@ class Metrics:
 
 
 def train_in_processes(
-    config: TrainConfig, data: FusionDataModule, loggers: Sequence[Logger], folder: Path, card: str, node: Node
+    config: TrainConfig,
+    data: FusionDataModule,
+    loggers: Sequence[Logger],
+    folder: Path,
+    card: str,
+    node: Node,
+    start: Checkpoint | None = None,
 ) -> Trained:
     """Train with `parallel.devices` processes on this machine, which is `node`; the first node has `folder / "model"`
-    afterwards. The data module must have been set up.
+    afterwards. The data module must have been set up; `start` is what the first node says.
 
     Raises:
         UserError: as `fit` does.
         RuntimeError: a process failed otherwise; all of them are gone by then.
-        SystemExit: they were told to end.
+        Terminated: they were told to end.
     """
     assert data.prepared is not None
     handover = folder / "handover" / str(node.number)
     shutil.rmtree(handover, ignore_errors=True)
     handover.mkdir(parents=True)
-    Task(config, data.prepared.fused.folder.resolve(), data.prepared.inputs, folder.resolve(), card).save(handover)
+    paths = (data.prepared.fused.folder.resolve(), data.prepared.inputs, folder.resolve())
+    Task(config, *paths, card, start.folder.resolve() if start else None).save(handover)
     _free_gpus()
     metrics = Metrics(handover)
     group = Group(
@@ -154,7 +166,7 @@ def _fail(config: TrainConfig, failure: Failure) -> None:
     if failure.is_of_user:
         raise UserError(failure.problems)
     if failure.is_wanted:
-        raise SystemExit(failure.status)
+        raise Terminated("; ".join(failure.problems))
     raise RuntimeError(
         "\n    ".join(
             [

@@ -4,6 +4,7 @@ from dataclasses import fields, is_dataclass, replace
 
 import pytest
 
+from fusion.cache import fingerprint
 from fusion.config import UserError, raise_problems
 from fusion.config.compose import LONGEST_NAME, readable_name
 from fusion.config.rules import ABOVE_ZERO, AT_LEAST, CHOICES, SHARES, settings_problems
@@ -45,6 +46,7 @@ BROKEN = [
     *((key, value) for key in ABOVE_ZERO for value in (0.0, -1.0, float("nan"))),
     ("trainer.max_steps", 0),
     ("trainer.max_steps", -2),
+    ("trainer.resume", "checkpoints/step-000500"),
     ("pivot.path", ""),
     ("source.path", ""),
     ("data.path", ""),
@@ -87,6 +89,17 @@ def test_all_broken_rules_are_told_at_once():
     assert len(problems) == len(broken)
     assert all(any(problem.startswith(key) for problem in problems) for key in broken)
     assert len(settings_problems(replace(MergeConfig(), seed=-1))) == 1
+
+
+def test_how_often_a_training_was_broken_off_tells_no_runs_apart():
+    """Targets are merged, and jobs skipped, whatever checkpoints there were."""
+    settings = TrainConfig()
+    for key, value in {"checkpoint_every_steps": 7, "keep_checkpoints": 3, "resume": "never"}.items():
+        other = with_value(settings, f"trainer.{key}", value)
+        assert other.common(["trainer"]) == settings.common(["trainer"])
+        assert other.recipe() == settings.recipe()
+        assert fingerprint(other.result_settings()) == fingerprint(settings.result_settings())
+    assert with_value(settings, "trainer.epochs", 9).common(["trainer"]) != settings.common(["trainer"])
 
 
 def test_an_error_carries_its_problems():

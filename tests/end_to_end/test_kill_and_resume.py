@@ -5,11 +5,11 @@ Children are forked from this process, so that the imports are paid once.
 
 import os
 import random
-import signal
 import time
 from dataclasses import replace
 
 import pytest
+from forked import ended, fork, kill_after
 from tiny_models import encoder
 
 from fusion.alignment.pair import align_pair
@@ -25,31 +25,6 @@ TEACHER = TeacherConfig(top_k=4, batch_tokens=64, shard_dialogues=3, device="cpu
 
 def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def fork(work):
-    """Run `work` in a process of its own; return its id."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)  # without pytest's own ending
-    return child
-
-
-def ended(child):
-    """How a child ended: its exit status, or minus the signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def kill_after(child, seconds):
-    """Kill `child` so long after now; whether it was still alive."""
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    return ended(child) == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import csv
 import os
 
 import pytest
+from pytorch_lightning.loggers import CSVLogger
 
 from fusion.config.launch import Job
 from fusion.config.schema import LoggerConfig
@@ -62,6 +63,54 @@ def test_a_second_attempt_starts_afresh(job):
         with job_loggers(LoggerConfig(name="csv"), job, "train", []) as loggers:
             loggers[0].log_metrics({"train/loss": loss}, step=0)
     assert [float(row["train/loss"]) for row in rows(job.folder)] == [2.0]
+
+
+def attempt(job, steps, first_step=0, name="csv"):
+    with job_loggers(LoggerConfig(name=name), job, "train", [], first_step) as loggers:
+        for step in steps:
+            loggers[0].log_metrics({"train/loss": 10.0 + step, **({"train/mfu": 0.5} if step > 2 else {})}, step)
+        log_scores(loggers, {"add": 0.25}, None)
+
+
+def test_an_attempt_that_goes_on_keeps_the_steps_before(job):
+    """Steps 3 and 4 are done again; the scores of the first attempt belong to a model that is gone."""
+    attempt(job, range(5))
+    attempt(job, range(3, 7), first_step=3)
+    found = rows(job.folder)
+    assert [int(row["step"]) for row in found if row["train/loss"]] == list(range(7))
+    assert [float(row["train/loss"]) for row in found if row["train/loss"]] == [10.0 + step for step in range(7)]
+    assert len([row for row in found if row["score/add"]]) == 1
+    assert [path.name for path in job.folder.iterdir()] == ["csv"]
+
+
+@pytest.mark.parametrize("torn", ["4,12", "4", "", "4,12.5,0."])
+def test_a_row_that_a_kill_has_torn_is_left_out(job, torn):
+    attempt(job, range(5))
+    file = job.folder / "csv" / "metrics.csv"
+    header, *whole = file.read_text().splitlines()
+    file.write_text("\n".join([header, *whole[:4], torn]))
+    attempt(job, [4], first_step=4)
+    assert [int(row["step"]) for row in rows(job.folder) if row["train/loss"]] == list(range(5))
+
+
+def test_a_kill_between_two_attempts_loses_no_row(job, monkeypatch):
+    attempt(job, range(5))
+    with monkeypatch.context() as patch:
+        patch.setattr(CSVLogger, "save", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            attempt(job, [], first_step=5)
+    attempt(job, [5], first_step=5)
+    assert [int(row["step"]) for row in rows(job.folder) if row["train/loss"]] == list(range(6))
+
+
+def test_tensorboard_shows_every_step_once(job):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    attempt(job, range(5), name="tensorboard")
+    attempt(job, range(3, 7), first_step=3, name="tensorboard")
+    curves = EventAccumulator(str(job.folder / "tensorboard"))
+    curves.Reload()
+    assert [one.step for one in curves.Scalars("train/loss")] == list(range(7))
 
 
 def test_no_logger_is_a_choice(job):

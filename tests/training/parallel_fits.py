@@ -5,8 +5,10 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from pytorch_lightning.strategies import FSDPStrategy
 
@@ -28,12 +30,19 @@ class Found:
     model: Path
 
 
-def run_fits(folder: Path, data: FusionDataModule, configs: dict[str, TrainConfig], size: int = 2) -> dict[str, Found]:
-    """Train every config on the fused targets of `data`, in `size` processes."""
+def run_fits(
+    folder: Path,
+    data: FusionDataModule,
+    configs: dict[str, TrainConfig],
+    size: int = 2,
+    starts: Mapping[str, Path] = MappingProxyType({}),
+) -> dict[str, Found]:
+    """Train every config on the fused targets of `data`, in `size` processes and in the order of their names; `starts`
+    are checkpoints to go on from."""
     for name, config in configs.items():
         (folder / name).mkdir(parents=True)
         paths = (data.prepared.fused.folder.resolve(), data.prepared.inputs, (folder / name).resolve())
-        Task(config, *paths, "a card").save(folder / name)
+        Task(config, *paths, "a card", starts.get(name)).save(folder / name)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     failure = run_group(Group("parallel_fits", folder.resolve(), size, is_heard=True))
     assert failure is None, "\n".join(failure.problems)
@@ -52,7 +61,7 @@ class OnCpu(FSDPStrategy):
 def main(folder: Path) -> None:
     parallel.FSDPStrategy = OnCpu
     fit.check_devices = lambda settings: None
-    handovers = sorted(folder.glob("*/"))
+    handovers = sorted(file.parent for file in folder.glob("*/task.json"))
     size = int(os.environ["WORLD_SIZE"])
     take_part(folder, size, lambda: [train(Task.load(one), one) for one in handovers])
 
