@@ -44,6 +44,7 @@ def merge(config: MergeConfig, job: Job, inputs: "MergeInputs", record: "RunReco
 
     from fusion.merging import merge_folders
     from fusion.tracking.loggers import job_loggers, log_scores
+    from fusion.tracking.mirror import mirror_result
     from fusion.tracking.sweep import compare_folder
 
     torch.set_num_threads(config.threads)
@@ -57,20 +58,22 @@ def merge(config: MergeConfig, job: Job, inputs: "MergeInputs", record: "RunReco
     folders = [target.path for target in inputs.targets]
     report = merge_folders(method, inputs.base, folders, model, scale=scale, seed=config.seed, **parameters)
     record.lap("merge")
-    with job_loggers(config.logger, job, "merge", config.tags) as loggers:
+    with job_loggers(config.logger, job, "merge", config.tags, record.fingerprint) as loggers:
         rows = score(config, job, inputs, report, search)
         if rows:
             log_scores(loggers, rows[-1].scores, rows[-1].nll_per_byte)
-    record.lap("score")
-    result = {
-        "merge": report.to_dict(),
-        "targets": [target.name for target in inputs.targets],
-        "scale": scale,
-        "scale_search": search.evaluations if search else [],
-        "model": "model",
-        "comparison": [row.to_json() for row in rows],
-    }
-    record.finish(result, inputs.lineage())
+        record.lap("score")
+        result = {
+            "merge": report.to_dict(),
+            "targets": [target.name for target in inputs.targets],
+            "scale": scale,
+            "scale_search": search.evaluations if search else [],
+            "model": "model",
+            "comparison": [row.to_json() for row in rows],
+        }
+        origin = inputs.lineage()
+        mirror_result(loggers, "merge", job.folder, result, origin)
+    record.finish(result, origin)
     if job.sweep is None:
         compare_folder(job.folder, job.command)
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from fusion.processes.starter import Node
     from fusion.tracking.record import RunRecord
     from fusion.tracking.rows import ComparisonRow
+    from fusion.training.data import FusionDataModule
     from fusion.training.prepare import Prepared
+    from fusion.training.target import Trained
 
 SETTING = ("seed", "pivot", "world", "data", "optim", "trainer")
 """Targets and their SFT-only baseline have these in common."""
@@ -101,6 +103,7 @@ def train(config: TrainConfig, job: Job, record: "RunRecord", node: "Node") -> N
     import torch
 
     from fusion.tracking.loggers import job_loggers, log_scores
+    from fusion.tracking.mirror import mirror_result
     from fusion.tracking.sweep import compare_folder
     from fusion.training.checkpoint_folder import discard_checkpoints
     from fusion.training.checkpoints import find_start
@@ -118,7 +121,8 @@ def train(config: TrainConfig, job: Job, record: "RunRecord", node: "Node") -> N
     print_report(config, data.prepared)
     record.lap("prepare")
     start = find_start(data, job.folder)
-    with job_loggers(config.logger, job, "train", config.tags, start.state.step if start else 0) as loggers:
+    first_step = start.state.step if start else 0
+    with job_loggers(config.logger, job, "train", config.tags, record.fingerprint, first_step) as loggers:
         card = model_card(f"{config.objective.name} {config.source.name}", config.pivot.path, CARD, job.command)
         trained = train_target(config, data, loggers, job.folder, card, node, start)
         write_heldout_won(job, data.prepared)
@@ -127,8 +131,28 @@ def train(config: TrainConfig, job: Job, record: "RunRecord", node: "Node") -> N
         if rows:
             log_scores(loggers, rows[-1].scores, rows[-1].nll_per_byte)
         record.lap("score")
+        result = result_of(config, data, trained, rows)
+        origin = lineage(config, data.prepared, strong_skills)
+        mirror_result(loggers, "train", job.folder, result, origin)
+    record.finish(result, origin)
+    discard_checkpoints(job.folder)
+    if job.sweep is None:
+        compare_folder(job.folder, job.command)
+
+
+CARD = (
+    "A copy of the pivot, trained by Fusion on dialogues with the pivot's and the source's fused next-token "
+    "distributions (or, for SFT, on the references alone)."
+)
+
+
+def result_of(
+    config: TrainConfig, data: "FusionDataModule", trained: "Trained", rows: "list[ComparisonRow]"
+) -> dict[str, object]:
+    """What `result.json` says of a finished training."""
+    assert data.prepared is not None
     tokens = data.tokens_trained(trained.steps)
-    result = {
+    return {
         "name": config.source.name,
         "objective": config.objective.name,
         "group": config.common(GROUP),
@@ -142,16 +166,6 @@ def train(config: TrainConfig, job: Job, record: "RunRecord", node: "Node") -> N
         "report": data.prepared.report,
         "comparison": [row.to_json() for row in rows],
     }
-    record.finish(result, lineage(config, data.prepared, strong_skills))
-    discard_checkpoints(job.folder)
-    if job.sweep is None:
-        compare_folder(job.folder, job.command)
-
-
-CARD = (
-    "A copy of the pivot, trained by Fusion on dialogues with the pivot's and the source's fused next-token "
-    "distributions (or, for SFT, on the references alone)."
-)
 
 
 def print_report(config: TrainConfig, prepared: "Prepared") -> None:
@@ -198,6 +212,7 @@ def lineage(config: TrainConfig, prepared: "Prepared", strong_skills: dict[str, 
         "data": config.data,
         "strong_skills": strong_skills,
         "inputs": prepared.inputs,
+        "distributions": prepared.fused.folder.name,
     }
 
 

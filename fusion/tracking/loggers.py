@@ -1,12 +1,16 @@
 """Experiment loggers: mirrors of the local record, opened and closed by each job so that nothing leaks to the next."""
 
 import csv
+import hashlib
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from fusion.config import UserError
@@ -16,22 +20,22 @@ from fusion.config.schema import LoggerConfig
 
 @contextmanager
 def job_loggers(
-    settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str], first_step: int = 0
+    settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str], fingerprint: str, first_step: int = 0
 ) -> Iterator[list[Logger]]:
     """Open the job's logger and close it whatever happens; prints the line that uploads an offline W&B run.
 
-    Of an attempt that did not finish, csv and tensorboard keep what was logged of steps before `first_step`; W&B has a
-    run for every attempt.
+    Of an attempt that did not finish, what was logged of steps before `first_step` stays. The run of W&B is the same
+    for all attempts of a job with the same `fingerprint`, as for `RunRecord`.
 
     Raises:
         UserError: the logger's package is not installed.
     """
     environment = os.environ.get("WANDB_MODE")
-    loggers = _open(settings, job, stage, tags, first_step)
+    loggers = _open(settings, job, stage, tags, run_id(job, fingerprint), first_step)
     status = "failed"
     try:
         for logger in loggers:
-            logger.log_hyperparams({"command": job.command})
+            logger.log_hyperparams({"command": job.command, **_plain_config(job)})
         yield loggers
         status = "success"
     finally:
@@ -40,7 +44,20 @@ def job_loggers(
         os.environ.update({"WANDB_MODE": environment} if environment is not None else {})
 
 
-def _open(settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str], first_step: int) -> list[Logger]:
+def run_id(job: Job, fingerprint: str) -> str:
+    """Of W&B's run: one per folder of a job and what is done in it."""
+    return hashlib.sha256(f"{job.folder.resolve()}\n{fingerprint}".encode()).hexdigest()[:12]
+
+
+def _plain_config(job: Job) -> dict[str, Any]:
+    config = OmegaConf.to_container(OmegaConf.create(job.config_yaml))
+    assert isinstance(config, dict)
+    return {str(name): value for name, value in config.items()}
+
+
+def _open(
+    settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str], name: str, first_step: int
+) -> list[Logger]:
     folder = job.folder
     if settings.name == "csv":
         return [_open_csv(folder, first_step)]
@@ -56,6 +73,7 @@ def _open(settings: LoggerConfig, job: Job, stage: str, tags: Sequence[str], fir
         return [
             WandbLogger(
                 name=f"{stage} {job.name}",
+                id=name,
                 save_dir=str(folder),
                 offline=settings.offline,
                 project=settings.project,
@@ -99,10 +117,14 @@ def _close(loggers: Sequence[Logger], settings: LoggerConfig, status: str) -> No
     for logger in loggers:
         logger.finalize(status)
         if isinstance(logger, WandbLogger):
-            folder = Path(logger.experiment.dir).parent
-            logger.experiment.finish(exit_code=0 if status == "success" else 1)
+            run = logger.experiment
+            attempts = sorted(Path(run.dir).parents[1].glob(f"offline-run-*-{run.id}"))
+            run.finish(exit_code=0 if status == "success" else 1)
             if settings.offline:
-                print(f"W&B recorded offline; upload with: wandb sync {folder}")
+                append = ["--append"] if len(attempts) > 1 else []
+                print(
+                    "W&B recorded offline; upload with:", shlex.join(["wandb", "sync", *append, *map(str, attempts)])
+                )
 
 
 def log_scores(loggers: Sequence[Logger], scores: Mapping[str, float | None], nll_per_byte: float | None) -> None:

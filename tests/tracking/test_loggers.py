@@ -23,7 +23,7 @@ def rows(folder):
 
 
 def test_scores_reach_the_file(job):
-    with job_loggers(LoggerConfig(name="csv"), job, "train", ["tag"]) as loggers:
+    with job_loggers(LoggerConfig(name="csv"), job, "train", ["tag"], "print") as loggers:
         loggers[0].log_metrics({"train/loss": 0.5}, step=1)
         log_scores(loggers, {"add": 0.25, "units": None, "average": 0.5}, 0.75)
     merged = {key: value for row in rows(job.folder) for key, value in row.items() if value}
@@ -35,7 +35,7 @@ def test_scores_reach_the_file(job):
 
 def test_a_job_that_fails_keeps_what_was_logged(job):
     def fail():
-        with job_loggers(LoggerConfig(name="csv"), job, "train", []) as loggers:
+        with job_loggers(LoggerConfig(name="csv"), job, "train", [], "print") as loggers:
             loggers[0].log_metrics({"train/loss": 0.5}, step=1)
             raise ValueError("the job's own")
 
@@ -52,7 +52,7 @@ def test_wandb_hears_how_the_job_ended(job, monkeypatch, fails, exit_code):
     finish = wandb.Run.finish
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setattr(wandb.Run, "finish", lambda run, exit_code=None: (heard.append(exit_code), finish(run, 0))[1])
-    with contextlib.suppress(ValueError), job_loggers(LoggerConfig(name="wandb"), job, "train", []):
+    with contextlib.suppress(ValueError), job_loggers(LoggerConfig(name="wandb"), job, "train", [], "print"):
         if fails:
             raise ValueError("the job's own")
     assert heard[-1] == exit_code
@@ -60,13 +60,13 @@ def test_wandb_hears_how_the_job_ended(job, monkeypatch, fails, exit_code):
 
 def test_a_second_attempt_starts_afresh(job):
     for loss in (1.0, 2.0):
-        with job_loggers(LoggerConfig(name="csv"), job, "train", []) as loggers:
+        with job_loggers(LoggerConfig(name="csv"), job, "train", [], "print") as loggers:
             loggers[0].log_metrics({"train/loss": loss}, step=0)
     assert [float(row["train/loss"]) for row in rows(job.folder)] == [2.0]
 
 
 def attempt(job, steps, first_step=0, name="csv"):
-    with job_loggers(LoggerConfig(name=name), job, "train", [], first_step) as loggers:
+    with job_loggers(LoggerConfig(name=name), job, "train", [], "print", first_step) as loggers:
         for step in steps:
             loggers[0].log_metrics({"train/loss": 10.0 + step, **({"train/mfu": 0.5} if step > 2 else {})}, step)
         log_scores(loggers, {"add": 0.25}, None)
@@ -114,7 +114,7 @@ def test_tensorboard_shows_every_step_once(job):
 
 
 def test_no_logger_is_a_choice(job):
-    with job_loggers(LoggerConfig(name="none"), job, "train", []) as loggers:
+    with job_loggers(LoggerConfig(name="none"), job, "train", [], "print") as loggers:
         assert loggers == []
         log_scores(loggers, {"add": 1.0}, None)
     assert list(job.folder.iterdir()) == []
@@ -125,7 +125,7 @@ def test_the_mode_of_wandb_does_not_leak_to_the_next_job(job, monkeypatch, befor
     monkeypatch.delenv("WANDB_MODE", raising=False)
     if before:
         monkeypatch.setenv("WANDB_MODE", before)
-    with job_loggers(LoggerConfig(name="none"), job, "train", []):
+    with job_loggers(LoggerConfig(name="none"), job, "train", [], "print"):
         os.environ["WANDB_MODE"] = "offline"  # as W&B does
     assert os.environ.get("WANDB_MODE") == before
 
@@ -135,9 +135,24 @@ def test_two_jobs_of_a_process_are_two_offline_runs(tmp_path, monkeypatch, capsy
     for name in ("one", "two"):
         job = Job(tmp_path / name, name, "python train.py", "seed: 1\n", tmp_path)
         (tmp_path / name).mkdir()
-        with job_loggers(LoggerConfig(name="wandb", offline=True), job, "train", ["tag"]) as loggers:
+        with job_loggers(LoggerConfig(name="wandb", offline=True), job, "train", ["tag"], "print") as loggers:
             loggers[0].log_metrics({"train/loss": 0.5}, step=1)
         (run,) = (tmp_path / name / "wandb").glob("offline-run-*")
         assert len(list(run.glob("run-*.wandb"))) == 1
         assert f"wandb sync {run}" in capsys.readouterr().out
     assert "WANDB_MODE" not in os.environ
+
+
+def test_attempts_of_a_job_are_one_run_of_wandb(tmp_path, monkeypatch, capsys):
+    """Other settings in the same folder are another run."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    job = Job(tmp_path, "job", "python train.py", "seed: 1\n", None)
+    ids = []
+    for fingerprint in ("one", "one", "two"):
+        with job_loggers(LoggerConfig(name="wandb"), job, "train", [], fingerprint) as loggers:
+            ids.append(loggers[0].experiment.id)
+    assert ids[0] == ids[1] != ids[2]
+    _, second, third = capsys.readouterr().out.splitlines()
+    assert "wandb sync --append" in second
+    assert second.count(f"-{ids[0]}") == 2
+    assert "--append" not in third

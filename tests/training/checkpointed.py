@@ -48,7 +48,7 @@ def go_on(data: FusionDataModule, folder: Path) -> Fitted:
     """What a job in `folder` does, with its CSV file."""
     start = find_start(data, folder)
     job = Job(folder, "job", "python train.py", "", None)
-    with job_loggers(LoggerConfig(name="csv"), job, "train", [], start.state.step if start else 0) as loggers:
+    with job_loggers(LoggerConfig(name="csv"), job, "train", [], "", start.state.step if start else 0) as loggers:
         return fit(data.config, data, loggers, folder, start)
 
 

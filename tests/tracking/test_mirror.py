@@ -1,0 +1,43 @@
+"""What loggers show beside the curves; W&B's own files are read in tests/end_to_end/test_wandb.py."""
+
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fusion.tracking.mirror import Piece, Table, mirror_result, summary, tables
+
+ROWS = [
+    {"model": "pivot", "kind": "pivot", "scores": {"add": 0.25, "average": 0.25}, "nll_per_byte": 0.5},
+    {"model": "sce", "kind": "merged", "scores": {"add": 0.75, "units": None, "average": 0.75}, "nll_per_byte": None},
+]
+MERGE = {"coefficients": {"w": [0.25, 0.75]}, "mean_coefficients": [0.25, 0.75], "sign_conflicts": 0.5}
+RESULT = {"comparison": ROWS, "merge": MERGE, "targets": ["a", "b"], "scale": 2.0}
+
+
+def test_tables_hold_every_model_and_every_tensor():
+    found = tables(RESULT)
+    assert found["scores"] == Table(
+        ["model", "kind", "add", "average", "units", "nll_per_byte"],
+        [["pivot", "pivot", 0.25, 0.25, None, 0.5], ["sce", "merged", 0.75, 0.75, None, None]],
+    )
+    assert found["coefficients"] == Table(["tensor", "a", "b"], [["w", 0.25, 0.75]])
+    assert tables({"comparison": []}) == {}
+
+
+def test_the_summary_is_of_the_last_model():
+    found = dict(summary(RESULT))
+    assert (found["score/add"], found["scale"], found["coefficient/b"]) == (0.75, 2.0, 0.75)
+
+
+def test_names_of_artifacts_have_only_what_wandb_allows():
+    assert Piece("model", "org/a model", "0123456789abcdef").artifact_name == "model-org_a_model-0123456789ab"
+
+
+def test_tensorboard_shows_the_tables(tmp_path):
+    (tmp_path / "model").mkdir()
+    logger = TensorBoardLogger(tmp_path, name=None, version="tensorboard")
+    mirror_result([logger], "merge", tmp_path, RESULT, {})
+    logger.finalize("success")
+    curves = EventAccumulator(str(tmp_path / "tensorboard"))
+    curves.Reload()
+    (scores,) = curves.Tensors("scores/text_summary")
+    assert b"| sce | merged | 0.75 | 0.75 | - | - |" in scores.tensor_proto.string_val[0]
