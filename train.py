@@ -155,6 +155,7 @@ def result_of(
     return {
         "name": config.source.name,
         "objective": config.objective.name,
+        "is_baseline": config.is_baseline,
         "group": config.common(GROUP),
         "setting": config.common(SETTING),
         "recipe": config.recipe(),
@@ -189,7 +190,7 @@ def score(config: TrainConfig, job: Job, strong_skills: dict[str, list[str]]) ->
 
     if config.evaluation.name == "none":
         return []
-    sft = config.objective.name == "sft"
+    sft = config.is_baseline
     target = ModelConfig(name="sft" if sft else config.source.name, path=str(job.folder / "model"))
     strong = [skill for source in sources(config) for skill in strong_skills.get(source.name, [])]
     models = [ScoredModel("pivot", config.pivot)]
@@ -208,7 +209,7 @@ def lineage(config: TrainConfig, prepared: "Prepared", strong_skills: dict[str, 
 
     return {
         "pivot": config.pivot,
-        "sources": sources(config) if config.objective.name == "fusion" else [],
+        "sources": [] if config.is_baseline else sources(config),
         "data": config.data,
         "strong_skills": strong_skills,
         "inputs": prepared.inputs,

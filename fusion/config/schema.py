@@ -292,13 +292,18 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
 
+    @property
+    def is_baseline(self) -> bool:
+        """Whether no source has a say: neither in what a dialogue teaches, nor in which dialogues are kept."""
+        return self.objective.name == "sft" and self.fusion.keep_pivot_won == 1
+
     def result_settings(self) -> dict[str, Any]:
         """Settings that can change the result of a job."""
         return _without_records(self)
 
     def recipe(self) -> dict[str, Any]:
         """What tells apart targets of the same models and dialogues: the settings of the method, by group."""
-        groups = RECIPE if self.objective.name == "fusion" else BASELINE_RECIPE
+        groups = BASELINE_RECIPE if self.is_baseline else RECIPE
         chosen = {group: asdict(getattr(self, group)) for group in groups}
         return {
             "template": self.template,

@@ -58,7 +58,7 @@ class Lineage:
         hashes = dict(lineage["inputs"])
         dialogues = Piece("dialogues", "train", str(hashes.pop("dialogues", "")))
         models = [Piece("model", name, str(hashed)) for name, hashed in hashes.items()]
-        kind = "sft" if result["objective"] == "sft" else "target"
+        kind = "sft" if result["is_baseline"] else "target"
         distributions = Piece("distributions", str(result["name"]), str(lineage["distributions"]))
         return cls([dialogues, *models, distributions], [Piece(kind, str(result["name"]), folder_hash(model), model)])
 

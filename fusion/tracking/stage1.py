@@ -23,8 +23,9 @@ class TargetRun:
         return self.folder / MODEL
 
     @property
-    def is_sft(self) -> bool:
-        return self.result["objective"] == "sft"
+    def is_baseline(self) -> bool:
+        """SFT without any source; runs of before do not say so."""
+        return bool(self.result.get("is_baseline", self.result["objective"] == "sft"))
 
     @property
     def name(self) -> str:
@@ -57,7 +58,7 @@ def latest_targets(runs: Sequence[TargetRun], seed: int, root: Path) -> list[Tar
     Of several runs with the same source the newest counts. They come in the order of their sources' names, so that a
     rerun of one does not change the merge.
     """
-    targets = [run for run in runs if not run.is_sft]
+    targets = [run for run in runs if not run.is_baseline]
     if not targets:
         raise UserError(
             f"targets=latest: no finished target below {root}; run `python train.py -m source=tiny_a,tiny_b,tiny_c` "
@@ -70,7 +71,7 @@ def latest_targets(runs: Sequence[TargetRun], seed: int, root: Path) -> list[Tar
 
 def matching_sft(runs: Sequence[TargetRun], target: TargetRun) -> TargetRun | None:
     """The newest SFT-only run on the same dialogues with the same seed and training settings as `target`."""
-    same = [run for run in runs if run.is_sft and run.result["setting"] == target.result["setting"]]
+    same = [run for run in runs if run.is_baseline and run.result["setting"] == target.result["setting"]]
     return same[-1] if same else None
 
 
@@ -90,7 +91,7 @@ def named_runs(folders: Sequence[str]) -> list[TargetRun | Path]:
             problems += [f"targets[{place}]={folder}: {problem}"] if problem else []
         elif (folder / "config.json").is_file():
             found.append(folder)
-        elif below := sorted((run for run in finished_runs(folder) if not run.is_sft), key=_folder_name):
+        elif below := sorted((run for run in finished_runs(folder) if not run.is_baseline), key=_folder_name):
             found += below
         else:
             problems.append(

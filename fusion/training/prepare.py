@@ -69,7 +69,7 @@ def prepare(config: TrainConfig) -> Prepared:
         UserError: dialogues, models or settings cannot be used; nothing is half-written.
     """
     corpus = _read_corpus(config)
-    if not _needs_teachers(config):
+    if config.is_baseline:
         fused = references_only(config, corpus.encoded[0], _hashes(corpus.train))
         report = {"dialogues": _counts(corpus), **fused.summary}
         return Prepared(fused, corpus.heldout, [], report, _inputs(corpus), corpus.readers[0].tokenizer)
@@ -83,19 +83,15 @@ def prepare_share(config: TrainConfig) -> list[Share]:
     return [
         teach_share(reader.model, reader.identity, reader.vocab_size, tokens, config.teacher, cache)
         for reader, tokens in zip(corpus.readers, corpus.encoded, strict=True)
-        if _needs_teachers(config)
+        if not config.is_baseline
     ]
-
-
-def _needs_teachers(config: TrainConfig) -> bool:
-    return config.objective.name == "fusion" or config.fusion.keep_pivot_won < 1
 
 
 def _read_corpus(config: TrainConfig) -> Corpus:
     fusion_function(config.fusion.name)  # wrong names are told before the teachers start
     strategy_builder(config.alignment.name, config.alignment.options)
     train, heldout = load_splits(config.data)
-    models = [config.pivot, *(sources(config) if _needs_teachers(config) else [])]
+    models = [config.pivot, *(sources(config) if not config.is_baseline else [])]
     readers = make_readers(models, config.template, config.data.max_length)
     encoded, dropped = encode_all(readers, [*train, *heldout])
     train = [dialogue for dialogue in train if dialogue.content_hash in encoded[0]]

@@ -53,6 +53,17 @@ def test_every_other_alignment(workplace, targets):
     assert stores(workplace) == before
 
 
+def test_hard_labels_of_several_sources_are_merged(workplace, targets):
+    """References of the dialogues that a source won: targets, not a baseline."""
+    folder = workplace.runs / "hard"
+    place = (f"paths.runs={folder}", f"hydra.sweep.dir={folder}/targets")
+    workplace.run("train", "-m", *FEW, "experiments=hard_labels", "source=tiny_a,tiny_b", *place)
+    row = result(folder / "targets" / "source=tiny_a")["comparison"][-1]
+    assert (row["kind"], row["model"], row["parameters"]["fusion"]["keep_pivot_won"]) == ("target", "tiny_a", 0.0)
+    workplace.run("merge", "merge=linear", f"paths.runs={folder}", f"hydra.run.dir={folder}/merged")
+    assert result(folder / "merged")["targets"] == ["tiny_a", "tiny_b"]
+
+
 def stores(workplace):
     """Names of the finished distribution stores."""
     return {store.name for store in (workplace.cache / "teaching").glob("[!.]*")}
