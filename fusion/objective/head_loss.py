@@ -213,7 +213,7 @@ class _Work:
         if pulls is not None:
             for rows in self._chunks():
                 self._pull(rows, self._products(rows), pulls.of(rows))
-        return torch.stack(list(terms)).sum()
+        return torch.stack(list(terms)).sum().to(self.exact)
 
     def _chunks(self) -> Iterator[slice]:
         step = self.task.chunk_size
