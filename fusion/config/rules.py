@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fusion.unit": ("byte", "token"),
     "fusion.level": ("dialogue", "span", "token"),
     "objective.name": ("fusion", "sft"),
+    "objective.divergence": ("forward_kl", "reverse_kl", "jsd"),
     "optim.schedule": ("cosine", "linear", "constant"),
     "trainer.precision": ("32-true", "bf16-mixed", "bf16-true", "64-true"),
     "parallel.name": ("single", "ddp", "fsdp", "fsdp1"),
@@ -70,7 +71,7 @@ AT_LEAST: dict[str, float] = {
 }
 LEAST_MEMORY = 64 << 20
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-ABOVE_ZERO = ("optim.lr", "lora.alpha", "trainer.peak_tflops", "teacher.temperature")
+ABOVE_ZERO = ("optim.lr", "lora.alpha", "trainer.peak_tflops", "teacher.temperature", "objective.temperature")
 
 
 def settings_problems(settings: TrainConfig | MergeConfig) -> list[str]:
@@ -128,6 +129,12 @@ def _combinations(settings: TrainConfig) -> Iterator[str]:
     devices = settings.parallel.devices * settings.parallel.num_nodes
     if settings.parallel.name == "single" and devices > 1:
         yield f"parallel=single trains on one device, not on {devices}; leave parallel.devices and num_nodes at 1"
+    objective = settings.objective
+    if objective.name == "sft" and (objective.divergence != "forward_kl" or objective.temperature != 1):
+        yield (
+            f"objective.divergence={objective.divergence}, objective.temperature={objective.temperature:g}: "
+            "objective.name=sft learns the references alone; leave them out, or choose objective=paper"
+        )
     if len(settings.optim.betas) != 2 or not all(0 <= beta < 1 for beta in settings.optim.betas):
         yield f"optim.betas={list(settings.optim.betas)}: two numbers from 0 to below 1 are expected"
     if settings.trainer.max_steps < -1 or settings.trainer.max_steps == 0:

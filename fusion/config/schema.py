@@ -139,6 +139,12 @@ class ObjectiveConfig:
     """`fusion` distils the fused distributions; `sft` trains on the reference tokens alone."""
     ce_weight: float = 0.9
     """The paper's lambda: weight of the reference's cross-entropy; the fused distribution has the rest."""
+    divergence: str = "forward_kl"
+    """forward_kl (paper), reverse_kl or jsd: how far the model is from a fused distribution. The other two look at its
+    tokens alone, and with `alignment.tail=bucket` at all the rest as one token more."""
+    temperature: float = 1.0
+    """Of the model's logits in the divergence, which is multiplied by its square; `teacher.temperature` is the
+    teachers'."""
     chunk_rows: int = 0
     """Supervised rows whose logits exist at the same time; 0 fits the vocabulary and the device."""
 

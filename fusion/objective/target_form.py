@@ -33,6 +33,14 @@ class TargetForm:
                 f"{self.kind.name}, which have no tokens; use fusion.level=dialogue or span, or another alignment"
             )
 
+    def refuse_divergence(self, name: str, temperature: float) -> None:
+        """Raises UserError for a divergence between distributions, where targets are none."""
+        if self.kind.name != DISTRIBUTION and (name != "forward_kl" or temperature != 1):
+            raise UserError(
+                f"objective.divergence={name}, objective.temperature={temperature:g}: this alignment's targets are "
+                f"{self.kind.name}, which have a distance of their own; leave both out, or use another alignment"
+            )
+
     def refuse_mixture(self) -> None:
         """Raises UserError for kinds whose rows cannot be mixed."""
         if self.kind.name == SPANS:

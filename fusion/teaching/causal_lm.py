@@ -4,7 +4,7 @@ Tensor legend: B dialogues, T tokens, H hidden size, V vocabulary, R rows.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -95,14 +95,19 @@ def logits_device(model: PreTrainedModel) -> torch.device:
     return torch.device(devices[0] if devices else "cpu")
 
 
-@torch.no_grad()
 def has_plain_head(model: PreTrainedModel) -> bool:
     """Whether logits are exactly head(hidden): false for models that scale or cap them (Gemma-2, Granite, Cohere)."""
+    return explains_logits(model, head(model))
+
+
+@torch.no_grad()
+def explains_logits(model: PreTrainedModel, logits_of: Callable[[Tensor], Tensor]) -> bool:
+    """Whether `logits_of` turns final hidden states [B, T, H] into the logits [B, T, V] that `model` itself gives."""
     device = logits_device(model)
     ids_BT = torch.arange(1, 9, device=device).unsqueeze(0) % int(model.config.get_text_config().vocab_size)
     mask_BT = torch.ones_like(ids_BT)
     logits = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits.float()
-    ours = head(model)(final_hidden(model, ids_BT, mask_BT)).float()
+    ours = logits_of(final_hidden(model, ids_BT, mask_BT)).float()
     tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 5e-2
     largest = float(logits.nan_to_num().abs().max())  # NaN weights are told of when rows are read
     return bool(torch.allclose(logits, ours, rtol=tolerance, atol=tolerance * largest, equal_nan=True))

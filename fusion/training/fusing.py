@@ -59,10 +59,13 @@ def fused_store(config: TrainConfig, spoken: Spoken, examples: Sequence[str]) ->
     """Fuse the dialogues of `examples` (content hashes, repeats included), or find them in the cache.
 
     Raises:
-        UserError: the fusion function's shares are none, or level and function do not go with the alignment's targets.
+        UserError: the fusion function's shares are none, or level, function or divergence do not go with the
+            alignment's targets.
     """
     form = TargetForm(spoken.aligned[0].kind, config.alignment.tail)  # one strategy, so one kind
     form.refuse_level(config.fusion.level)
+    if config.objective.name == "fusion":
+        form.refuse_divergence(config.objective.divergence, config.objective.temperature)
     function = fusion_function(config.fusion.name)
     key = {
         **_examples_key(spoken.encoded[0], examples),

@@ -9,9 +9,11 @@ from transformers import PreTrainedModel
 
 from fusion.config import UserError
 from fusion.config.schema import ModelConfig, ObjectiveConfig
+from fusion.objective.divergence import Divergence
+from fusion.objective.model_head import has_known_head, read_head
 from fusion.objective.target_form import TargetForm
-from fusion.objective.target_loss import Head, TargetLoss, Targets, target_loss
-from fusion.teaching.causal_lm import final_hidden, has_plain_head, head, load_causal_lm
+from fusion.objective.target_loss import TargetLoss, Targets, target_loss
+from fusion.teaching.causal_lm import final_hidden, load_causal_lm
 from fusion.training.batches import FusionBatch
 from fusion.training.weights import StoredWeights, map_model
 
@@ -28,14 +30,14 @@ class Student(torch.nn.Module):
     def forward(self, batch: FusionBatch) -> TargetLoss:
         hidden_BTH = final_hidden(self.model, batch.ids_BT, batch.mask_BT, batch.positions_BT)
         hidden_RH = hidden_BTH.flatten(0, 1)[batch.rows_R]
-        output = head(self.model)
-        outlet = Head(output.weight, output.bias)
+        head, objective = read_head(self.model), self.objective
         targets = Targets(batch.targets_RK, batch.weights_RK)
-        chunk_rows = self.objective.chunk_rows or None
-        if self.objective.name == "sft":
+        chunk_rows = objective.chunk_rows or None
+        if objective.name == "sft":
             references = Targets(*(column_RK[:, :1] for column_RK in targets))
-            return target_loss(hidden_RH, outlet, references, TargetForm(), 1.0, chunk_rows)
-        return target_loss(hidden_RH, outlet, targets, self.form, self.objective.ce_weight, chunk_rows)
+            return target_loss(hidden_RH, head, references, TargetForm(), 1.0, chunk_rows)
+        divergence = Divergence(objective.divergence, objective.temperature)
+        return target_loss(hidden_RH, head, targets, self.form, objective.ce_weight, chunk_rows, divergence)
 
 
 def load_student_model(pivot: ModelConfig) -> PreTrainedModel:
@@ -57,8 +59,8 @@ def map_student_model(pivot: ModelConfig) -> tuple[PreTrainedModel, StoredWeight
 
 
 def _check_head(pivot: ModelConfig, model: PreTrainedModel) -> None:
-    if not has_plain_head(model):
+    if not has_known_head(model):
         raise UserError(
-            f"pivot {pivot.name}: its logits are scaled or capped after the head, which the sparse objective "
-            "does not support; choose another pivot"
+            f"pivot {pivot.name}: {type(model).__name__} does more to its logits than the objective reads off its "
+            "config (a scale, a soft cap); choose another pivot"
         )

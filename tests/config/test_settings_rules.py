@@ -8,7 +8,7 @@ from fusion.cache import fingerprint
 from fusion.config import UserError, raise_problems
 from fusion.config.compose import LONGEST_NAME, readable_name
 from fusion.config.rules import ABOVE_ZERO, AT_LEAST, CHOICES, SHARES, settings_problems
-from fusion.config.schema import MergeConfig, TrainConfig
+from fusion.config.schema import MergeConfig, ObjectiveConfig, TrainConfig
 
 
 def with_value(settings, key, value):
@@ -67,6 +67,15 @@ BROKEN = [
 def test_every_rule(key, value):
     (problem,) = settings_problems(with_value(TrainConfig(), key, value))
     assert key in problem or key.partition(".")[0] in problem
+
+
+@pytest.mark.parametrize("change", [{"divergence": "jsd"}, {"temperature": 2.0}, {"divergence": "reverse_kl"}])
+def test_sft_has_no_divergence(change):
+    settings = TrainConfig(objective=ObjectiveConfig(**change))
+    assert settings_problems(settings) == []
+    sft = replace(settings, objective=replace(settings.objective, name="sft"))
+    (problem,) = settings_problems(sft)
+    assert "objective.name=sft learns the references alone" in problem
 
 
 @pytest.mark.parametrize("key", SHARES)

@@ -83,12 +83,15 @@ def on_support(given, hidden, head, ids, weights, has_bucket):
 
 def stage1_loss(hidden, head, targets, form, ce_weight, given=None):
     """Loss, cross-entropy of the references, and distance."""
-    given = given or Divergence()
-    logits = logits_of(hidden, head)
+    return stage1_loss_of_logits(logits_of(hidden, head), targets, form, ce_weight, given or Divergence())
+
+
+def stage1_loss_of_logits(logits, targets, form, ce_weight, given):
+    """The same, whoever computed the logits of the rows."""
     logprobs = logits.log_softmax(-1)
     ce = fusion = logits.sum() * 0
     spans = {}
-    for row in range(len(hidden)):
+    for row in range(len(logits)):
         gold = targets.ids_RK[row, 0]
         ce = ce - targets.weights_RK[row, 0] * logprobs[row, gold]
         entries = entries_of(targets.ids_RK[row, 1:], targets.weights_RK[row, 1:])
