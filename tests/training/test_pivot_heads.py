@@ -1,4 +1,4 @@
-"""A training step is what transformers' own logits and a dense loss give: for heads that scale or cap, all divergences."""
+"""A training step is what transformers' logits and a dense loss give: heads that scale or cap, all divergences."""
 
 from dataclasses import replace
 
