@@ -362,7 +362,13 @@ class MergeConfig:
 
     def result_settings(self) -> dict[str, Any]:
         """Settings that can change the result of a job, its inputs apart."""
-        return _without_records(self)
+        merge = {name: _in_order(value) for name, value in self.merge.items()}
+        return {**_without_records(self), "merge": merge}
+
+
+def _in_order(value: Any) -> Any:
+    """`value` with mappings as lists of pairs: of patterns for tensors, the first that fits decides."""
+    return [[key, _in_order(one)] for key, one in value.items()] if isinstance(value, dict) else value
 
 
 def _without_records(settings: TrainConfig | MergeConfig) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class TensorMerger:
     def _merge_tensor(self, name: str, run: Run) -> TensorRecord:
         operands = self._operands(name)
         deltas = self._deltas(name, operands, run)
-        merged = self._plan.method(deltas, **self._plan.parameters)
+        merged = self._plan.method(deltas, **self._plan.parameters_at(name))
 
         def finish(start: int) -> dict[str, Counts]:
             notes: dict[str, Counts] = {}

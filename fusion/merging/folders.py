@@ -185,7 +185,7 @@ def _write_manifest(
     request = {
         "method": plan.method.name,
         "paper": plan.method.paper,
-        "parameters": dict(plan.parameters),
+        "parameters": plan.written_parameters,
         "scale": plan.scale,
         "seed": plan.seed,
     }

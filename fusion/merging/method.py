@@ -50,7 +50,7 @@ def _no_survey(model: ModelDeltas, parameters: Parameters) -> None:
     return None
 
 
-def _no_problems(parameters: Parameters) -> list[str]:
+def _none(parameters: Parameters) -> list[str]:
     return []
 
 
@@ -67,6 +67,7 @@ class MergeMethod(Generic[Arguments]):
     whole: bool
     survey: Survey
     check: Callable[[Parameters], list[str]]
+    model_wide: Callable[[Parameters], list[str]]
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> MergedDelta:
         return self.function(*args, **kwargs)
@@ -80,7 +81,8 @@ def merge_method(
     num_targets: int | None = None,
     whole: bool = False,
     survey: Survey = _no_survey,
-    check: Callable[[Parameters], list[str]] = _no_problems,
+    check: Callable[[Parameters], list[str]] = _none,
+    model_wide: Callable[[Parameters], list[str]] = _none,
 ) -> Callable[[Callable[Arguments, MergedDelta]], MergeMethod[Arguments]]:
     """Mark `function(deltas: TensorDeltas, *, parameter=default, ...) -> MergedDelta` as a merge method.
 
@@ -89,12 +91,13 @@ def merge_method(
     targets it takes. `whole`: it asks for `deltas.whole()`; memory is planned for it. `survey(model, parameters)`:
     what must be known of the whole model before its first tensor is merged; the function finds the result in
     `deltas.survey`. `check(parameters)`: problems that the types of the signature cannot express.
+    `model_wide(parameters)`: parameters that the survey reads, so that they must not vary over the tensors.
     """
 
     def mark(function: Callable[Arguments, MergedDelta]) -> MergeMethod[Arguments]:
         own = function.__module__ == f"{methods.__name__}.{function.__name__}"
         name = function.__name__ if own else f"{function.__module__}.{function.__name__}"
-        return MergeMethod(function, name, paper, needs_base, operands, num_targets, whole, survey, check)
+        return MergeMethod(function, name, paper, needs_base, operands, num_targets, whole, survey, check, model_wide)
 
     return mark
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fusion.config import UserError
 from fusion.merging.method import MergeMethod, Parameters, load_method
+from fusion.merging.varying import GRADIENT, ByName, Gradient, is_gradient, varying
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def options_of(method: MergeMethod[...]) -> Mapping[str, Option]:
 
 
 def with_defaults(method: MergeMethod[...], parameters: Parameters) -> dict[str, object]:
-    """All parameters of `method`, in the signature's order, given ones over defaults."""
-    return {name: parameters.get(name, option.default) for name, option in options_of(method).items()}
+    """All parameters of `method`, in the signature's order, given ones over defaults; see `fusion.merging.varying`."""
+    return {name: varying(parameters.get(name, option.default)) for name, option in options_of(method).items()}
 
 
 def check_parameters(
@@ -79,7 +80,7 @@ def check_parameters(
         elif option.default is inspect.Parameter.empty:
             problems.append(f"{name} is missing: {_describe(option.kind)}")
     if not problems:
-        problems = method.check(with_defaults(method, parameters))
+        problems = _joint_problems(method, with_defaults(method, parameters))
     return [f"merge method '{method.name}': {problem}" for problem in problems]
 
 
@@ -98,6 +99,18 @@ def normalizable(parameters: Parameters) -> list[str]:
     return []
 
 
+def _joint_problems(method: MergeMethod[...], parameters: Parameters) -> list[str]:
+    """What is wrong with good values together; where some vary, the plan asks the method's check at every tensor."""
+    vary = [name for name, value in parameters.items() if isinstance(value, Gradient | ByName)]
+    if not vary:
+        return method.check(parameters)
+    return [
+        f"{name} must be the same for all tensors here, since the method looks at the whole model at once"
+        for name in method.model_wide(parameters)
+        if name in vary
+    ]
+
+
 def _unknown(name: str, options: Mapping[str, Option]) -> str:
     near = difflib.get_close_matches(name, options, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
@@ -106,13 +119,57 @@ def _unknown(name: str, options: Mapping[str, Option]) -> str:
 
 
 def _value_problems(name: str, value: object, kind: Any, num_targets: int | None) -> list[str]:
+    if isinstance(value, Mapping) and _numbers(kind):
+        return _varying_value_problems(name, value, kind, num_targets)
     if not _fits(value, kind):
         near = difflib.get_close_matches(str(value), get_args(kind), n=1) if get_origin(kind) is Literal else []
         hint = f" (did you mean '{near[0]}'?)" if near else ""
+        hint += _gradient_hint(name, value, kind)
         return [f"{name} must be {_describe(kind)}, got {value!r}{hint}"]
     if isinstance(value, list | tuple) and num_targets is not None and len(value) != num_targets:
         return [f"{name} lists {len(value)} numbers for {num_targets} targets: give one number, or one per target"]
     return []
+
+
+def _varying_value_problems(name: str, value: Mapping[Any, object], kind: Any, num_targets: int | None) -> list[str]:
+    if not value:
+        return [f"{name} is an empty mapping: give PATTERN: VALUE for tensors, or {GRADIENT}: [FIRST, ..., LAST]"]
+    problems = []
+    if not is_gradient(value):
+        for pattern, one in value.items():
+            case = f"{name}['{pattern}']"
+            if isinstance(one, Mapping) and not is_gradient(one):
+                problems.append(f"{case} must be a value or a gradient, got {dict(one)!r}")
+            else:
+                problems += _value_problems(case, one, kind, num_targets)
+        return problems
+    anchors = value[GRADIENT]
+    if float not in _numbers(kind):
+        return [f"{name} must be {_describe(kind)}: there is nothing between whole numbers for a gradient"]
+    if not isinstance(anchors, list | tuple) or len(anchors) < 2:
+        return [f"{name}: a gradient is a list of two or more anchors, first layer to last, got {anchors!r}"]
+    for place, anchor in enumerate(anchors):
+        if isinstance(anchor, Mapping):
+            problems.append(f"{name}: anchor {place} must be {_describe(kind)}, got {dict(anchor)!r}")
+        else:
+            problems += _value_problems(f"{name}: anchor {place}", anchor, kind, num_targets)
+    return problems
+
+
+def _gradient_hint(name: str, value: object, kind: Any) -> str:
+    """For a list where one number is expected: it may be meant for the layers."""
+    single = isinstance(value, list | tuple) and not isinstance(value, str) and float in _numbers(kind)
+    return f"; over the layers: {name}={{{GRADIENT}: [FIRST, ..., LAST]}}" if single else ""
+
+
+def _numbers(kind: Any) -> set[type]:
+    """Which of float and int a kind allows, alone or in lists."""
+    if kind in (float, int):
+        return {kind}
+    if get_origin(kind) is Literal:
+        return set()
+    members = get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
+    return set().union(*map(_numbers, members))
 
 
 def _fits(value: object, kind: Any) -> bool:

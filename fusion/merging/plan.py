@@ -5,16 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fusion.config import UserError, raise_problems
 from fusion.merging.checkpoint import Checkpoint
+from fusion.merging.layers import depths_of
 from fusion.merging.method import MergeMethod, load_method
 from fusion.merging.parameters import check_parameters, with_defaults
 from fusion.merging.tensor_file import TensorSpec
+from fusion.merging.varying import value_at, varying_problems, written
 
 State = Mapping[str, Tensor]
 Specs = Mapping[str, TensorSpec]
@@ -25,7 +27,10 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class MergePlan:
-    """A valid merge. `parameters` are complete; all inputs have the same tensors, shapes and dtypes."""
+    """A valid merge. `parameters` are complete; all inputs have the same tensors, shapes and dtypes.
+
+    Some parameters may vary over the tensors; `parameters_at` are those of one tensor.
+    """
 
     method: MergeMethod[...]
     parameters: Mapping[str, object]
@@ -58,6 +63,20 @@ class MergePlan:
         """Where each merged tensor begins when all of them lie one behind the other."""
         sizes = [self.specs[name].num_elements for name in self.merged_names]
         return dict(zip(self.merged_names, accumulate(sizes, initial=0), strict=False))
+
+    @cached_property
+    def depths(self) -> dict[str, float]:
+        """How deep in its stack of layers each merged tensor lies, from 0 to 1."""
+        return depths_of(self.merged_names)
+
+    def parameters_at(self, name: str) -> dict[str, Any]:
+        """The method's parameters for one tensor: numbers, lists with one for each target, words."""
+        return {key: value_at(value, name, self.depths[name]) for key, value in self.parameters.items()}
+
+    @property
+    def written_parameters(self) -> dict[str, object]:
+        """The parameters for a record in JSON."""
+        return {key: written(value) for key, value in self.parameters.items()}
 
     @cached_property
     def num_elements(self) -> int:
@@ -93,7 +112,7 @@ def make_plan(
     raise_problems(problems + state_problems(input_roles(base, targets)))
     loaded = load_method(method)
     plan = MergePlan(loaded, with_defaults(loaded, parameters), base, tuple(targets), float(scale), seed)
-    raise_problems(_copied_problems(plan))
+    raise_problems(_copied_problems(plan) + _varying_problems(plan))
     return plan
 
 
@@ -119,6 +138,19 @@ def request_problems(
     if loaded.num_targets is not None and num_targets != loaded.num_targets:
         problems.append(f"merge method '{loaded.name}' takes exactly {loaded.num_targets} targets, got {num_targets}")
     return problems + check_parameters(loaded, parameters, num_targets=num_targets)
+
+
+def _varying_problems(plan: MergePlan) -> list[str]:
+    """Parameters that do not fit the model's tensors, or each other at some of them."""
+    problems = []
+    for parameter, value in plan.parameters.items():
+        problems += varying_problems(parameter, value, plan.merged_names)
+    if not problems:
+        found = {
+            problem: name for name in plan.merged_names for problem in plan.method.check(plan.parameters_at(name))
+        }
+        problems = [f"at '{name}': {problem}" for problem, name in found.items()]
+    return [f"merge method '{plan.method.name}': {problem}" for problem in problems[:SHOWN]]
 
 
 def specs_of(state: State) -> Specs:

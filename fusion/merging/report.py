@@ -46,7 +46,7 @@ class MergeReport:
     @classmethod
     def of(cls, plan: MergePlan, records: Sequence[TensorRecord]) -> "MergeReport":
         """Put the tensors, in the plan's order, together."""
-        report = cls(plan.method.name, dict(plan.parameters), plan.scale, plan.seed, len(plan.targets))
+        report = cls(plan.method.name, plan.written_parameters, plan.scale, plan.seed, len(plan.targets))
         report.num_elements = sum(record.num_elements for record in records)
         report.coefficients = {record.name: record.coefficients for record in records}
         report.mean_coefficients = _mean_coefficients(records)

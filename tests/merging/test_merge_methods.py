@@ -10,12 +10,13 @@ from torch import Tensor
 
 from fusion.merging import TensorDeltas, load_method, merge_deltas, merge_state_dicts, method_names
 from fusion.merging.arithmetic import UNIFORM, agreed_sum, majority, squared_norms
+from fusion.merging.layers import layer_of
 from fusion.merging.methods.dare_linear import dare_linear
 from fusion.merging.methods.sce import sce
 from fusion.merging.methods.sce_released import sce_released
 from fusion.merging.methods.task_arithmetic import task_arithmetic
 from fusion.merging.methods.ties import ties
-from fusion.merging.methods.varm import layer_of, varm
+from fusion.merging.methods.varm import varm
 from fusion.merging.random_mask import random_keep, random_words
 from fusion.merging.selection import NOTHING_SELECTED, count_keys, largest, trimmer, variance
 

@@ -15,7 +15,13 @@ def _model_trimmer(model: ModelDeltas, parameters: Any) -> Trimmer | None:
     return trimmer(model, per_target(parameters["density"], model.num_targets))
 
 
-@merge_method(paper="https://arxiv.org/abs/2306.01708", check=normalizable, survey=_model_trimmer)
+def _model_wide(parameters: Any) -> list[str]:
+    return ["density"] if parameters["trim"] == "model" else []
+
+
+@merge_method(
+    paper="https://arxiv.org/abs/2306.01708", check=normalizable, survey=_model_trimmer, model_wide=_model_wide
+)
 def ties(
     deltas: TensorDeltas,
     *,

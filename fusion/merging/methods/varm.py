@@ -1,5 +1,3 @@
-import re
-from functools import cache
 from typing import Literal
 
 import torch
@@ -7,18 +5,11 @@ from torch import Tensor
 
 from fusion.merging.arithmetic import UNIFORM, shares, squared_norms, sum_over_targets, weighted_sum
 from fusion.merging.deltas import Block, ModelDeltas, TensorDeltas
+from fusion.merging.layers import layer_of
 from fusion.merging.method import MergedDelta, Parameters, merge_method
 
 Unit = Literal["matrix", "layer", "model", "parameter"]
 Energies = dict[str, Tensor]
-LAYER = re.compile(r"(?:.*?\.)?\d+(?=\.)")
-
-
-@cache
-def layer_of(name: str) -> str:
-    """`model.layers.7` of `model.layers.7.mlp.up_proj.weight`; a tensor outside every numbered layer is its own."""
-    layer = LAYER.match(name)
-    return layer.group() if layer else name
 
 
 def _energies(deltas: TensorDeltas) -> Tensor:
