@@ -175,11 +175,8 @@ class TensorMerger:
     def _is_alone(self, name: str) -> bool:
         """Whether a tensor is so large that all threads should work on it together."""
         spec, num_targets = self._plan.specs[name], len(self._plan.targets)
-        if self._plan.method.whole:
-            return (
-                self._resources.whole_bytes(spec.shape, num_targets)
-                > self._resources.memory // self._resources.threads
-            )
+        if whole_bytes := self._plan.method.whole_bytes(name, spec.shape, num_targets):
+            return whole_bytes > self._resources.memory // self._resources.threads
         return len(self._plan.inputs) * spec.num_bytes > self._resources.kept_per_thread
 
     def _operands(self, name: str) -> TensorOperands:

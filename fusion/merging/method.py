@@ -14,6 +14,7 @@ Shapes: J targets, N elements of one block.
 
 import difflib
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from fusion.merging.deltas import Block, ModelDeltas
 Arguments = ParamSpec("Arguments")
 Parameters = Mapping[str, object]
 Survey = Callable[[ModelDeltas, Parameters], object]
+WholeBytes = Callable[[str, tuple[int, ...], int], int]
+WHOLE_COPIES = 2
+"""A method on whole tensors needs its deltas and as much again, unless it says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,19 @@ class MergeMethod(Generic[Arguments]):
     needs_base: bool
     operands: Literal["deltas", "weights"]
     num_targets: int | None
-    whole: bool
+    whole: bool | WholeBytes
     survey: Survey
     check: Callable[[Parameters], list[str]]
     model_wide: Callable[[Parameters], list[str]]
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> MergedDelta:
         return self.function(*args, **kwargs)
+
+    def whole_bytes(self, name: str, shape: tuple[int, ...], num_targets: int) -> int:
+        """Memory that it needs for a tensor that it works on as a whole; 0 where it streams."""
+        if callable(self.whole):
+            return self.whole(name, shape, num_targets)
+        return 4 * WHOLE_COPIES * (num_targets + 1) * math.prod(shape) if self.whole else 0
 
 
 def merge_method(
@@ -79,7 +89,7 @@ def merge_method(
     needs_base: bool = True,
     operands: Literal["deltas", "weights"] = "deltas",
     num_targets: int | None = None,
-    whole: bool = False,
+    whole: bool | WholeBytes = False,
     survey: Survey = _no_survey,
     check: Callable[[Parameters], list[str]] = _none,
     model_wide: Callable[[Parameters], list[str]] = _none,
@@ -88,8 +98,9 @@ def merge_method(
 
     `paper`: URL of the formula. `needs_base`: refuse a merge without base; otherwise deltas are then taken from zero.
     `operands="weights"`: the function gets and returns whole weights, not deltas. `num_targets`: the only number of
-    targets it takes. `whole`: it asks for `deltas.whole()`; memory is planned for it. `survey(model, parameters)`:
-    what must be known of the whole model before its first tensor is merged; the function finds the result in
+    targets it takes. `whole`: it asks for `deltas.whole()`; memory is planned for it, or for what
+    `whole(name, shape, num_targets)` says: bytes, 0 for a tensor that it streams. `survey(model, parameters)`: what
+    must be known of the whole model before its first tensor is merged; the function finds the result in
     `deltas.survey`. `check(parameters)`: problems that the types of the signature cannot express.
     `model_wide(parameters)`: parameters that the survey reads, so that they must not vary over the tensors.
     """

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
@@ -197,4 +197,5 @@ def _describe(kind: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if origin is list:
         return f"a list of {_describe(arguments[0]).removeprefix('a ').replace('number', 'numbers')}"
-    return {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}.get(kind, str(kind))
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", NoneType: "null"}
+    return words.get(kind, str(kind))

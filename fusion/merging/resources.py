@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +12,6 @@ from fusion.config.sizes import num_bytes
 from fusion.merging.plan import MergePlan
 
 MEBI = 1 << 20
-WHOLE_COPIES = 2
-"""A whole-matrix method needs its deltas and as much again, such as for singular vectors."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +43,6 @@ class Resources:
         """Bytes of a shared tensor's inputs that are kept; larger tensors are read again in every pass."""
         return self.memory // 2
 
-    def whole_bytes(self, shape: Sequence[int], num_targets: int) -> int:
-        """Memory that a whole-matrix method needs on a tensor."""
-        return 4 * WHOLE_COPIES * (num_targets + 1) * torch.Size(shape).numel()
-
 
 def checked_resources(plan: MergePlan, config: EngineConfig) -> Resources:
     """The resources of a merge.
@@ -61,7 +54,7 @@ def checked_resources(plan: MergePlan, config: EngineConfig) -> Resources:
     if not plan.method.whole:
         return resources
     needed, name = max(
-        (resources.whole_bytes(plan.specs[name].shape, len(plan.targets)), name) for name in plan.merged_names
+        (plan.method.whole_bytes(name, plan.specs[name].shape, len(plan.targets)), name) for name in plan.merged_names
     )
     if needed > resources.memory:
         raise UserError(
