@@ -7,12 +7,12 @@ python merge.py merge=task_arithmetic targets=[/models/a,/models/b] base=/models
 
 from typing import TYPE_CHECKING, Any
 
-from fusion.config.errors import UserError, raise_problems
+from fusion.config.errors import raise_problems
 from fusion.config.launch import Job, launch
 from fusion.config.schema import MergeConfig
 
 if TYPE_CHECKING:
-    from fusion.merging import MergeReport, ScaleSearch
+    from fusion.merging import Evidence, MergeReport, ScaleSearch
     from fusion.tracking.inputs import MergeInputs
     from fusion.tracking.record import RunRecord
     from fusion.tracking.rows import ComparisonRow
@@ -50,13 +50,17 @@ def merge(config: MergeConfig, job: Job, inputs: "MergeInputs", record: "RunReco
     torch.set_num_threads(config.threads)
     method, wanted, parameters = checked_request(config.merge, len(inputs.targets))
     print(f"{method} of {', '.join(target.name for target in inputs.targets)} on {inputs.base}")
-    search = search_for_scale(config, inputs, method, parameters) if wanted == SEARCH else None
+    evidence = evidence_for(config, inputs, method, parameters)
+    record.lap("measure")
+    search = search_for_scale(config, inputs, method, parameters, evidence) if wanted == SEARCH else None
     scale = search.best if search else float(wanted)
     record.lap("search")
     model = job.folder / "model"
     shutil.rmtree(model, ignore_errors=True)  # of an earlier attempt with other settings
     folders = [target.path for target in inputs.targets]
-    report = merge_folders(method, inputs.base, folders, model, scale=scale, seed=config.seed, **parameters)
+    report = merge_folders(
+        method, inputs.base, folders, model, scale=scale, seed=config.seed, evidence=evidence, **parameters
+    )
     record.lap("merge")
     with job_loggers(config.logger, job, "merge", config.tags, record.fingerprint) as loggers:
         rows = score(config, job, inputs, report, search)
@@ -91,23 +95,35 @@ def checked_request(merge: dict[str, Any], num_targets: int) -> tuple[str, float
     return str(merge["method"]), scale, parameters
 
 
-def search_for_scale(
+def evidence_for(
     config: MergeConfig, inputs: "MergeInputs", method: str, parameters: dict[str, Any]
+) -> "Evidence | None":
+    """What the method weighs by, measured on held-out dialogues that some source won; None for most methods."""
+    from fusion.evaluation.search import heldout_study
+    from fusion.merging import load_method, measure
+
+    if load_method(method).evidence is None:
+        return None
+    return measure(method, heldout_study(config, inputs, method), **parameters)
+
+
+def search_for_scale(
+    config: MergeConfig,
+    inputs: "MergeInputs",
+    method: str,
+    parameters: dict[str, Any],
+    evidence: "Evidence | None",
 ) -> "ScaleSearch":
     """The scale with the lowest cross-entropy on held-out dialogues that some source won: one merge, many scales."""
-    from fusion.evaluation.search import heldout_loss
+    from fusion.evaluation.search import data_with_heldout, heldout_loss
     from fusion.merging import merge_deltas, search_scale
     from fusion.merging.checkpoint import open_checkpoint
 
-    if inputs.data is None or not inputs.heldout_won:
-        raise UserError(
-            f"merge.scale={SEARCH}: there are no held-out dialogues that a source won to search with; "
-            "give a number, or targets whose stage-1 runs had held-out dialogues"
-        )
+    data = data_with_heldout(inputs, f"merge.scale={SEARCH}", "give a number")
     base = open_checkpoint(inputs.base) if inputs.base else None
     targets = [open_checkpoint(target.path) for target in inputs.targets]
-    merged = merge_deltas(method, base, targets, seed=config.seed, **parameters)
-    loss = heldout_loss(inputs.pivot, inputs.heldout_won, inputs.data.max_length, config.evaluation.batch_tokens)
+    merged = merge_deltas(method, base, targets, seed=config.seed, evidence=evidence, **parameters)
+    loss = heldout_loss(inputs.pivot, inputs.heldout_won, data.max_length, config.evaluation.batch_tokens)
     search = search_scale(lambda scale: loss(merged.at_scale(scale)))
     print(f"scale {search.best:.3g} found in {len(search.evaluations)} evaluations")
     return search

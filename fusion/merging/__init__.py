@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fusion.merging.deltas import Block, ModelDeltas, TensorDeltas
     from fusion.merging.engine import MergedDeltas, merge_deltas, merge_state_dicts
+    from fusion.merging.evidence import Evidence
     from fusion.merging.folders import merge_folders
+    from fusion.merging.measuring.measure import measure
+    from fusion.merging.measuring.study import Study
     from fusion.merging.method import MergedDelta, MergeMethod, load_method, merge_method, method_names
     from fusion.merging.parameters import check_parameters
     from fusion.merging.report import MergeReport
@@ -19,15 +22,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Block",
+    "Evidence",
     "MergeMethod",
     "MergeReport",
     "MergedDelta",
     "MergedDeltas",
     "ModelDeltas",
     "ScaleSearch",
+    "Study",
     "TensorDeltas",
     "check_parameters",
     "load_method",
+    "measure",
     "merge_deltas",
     "merge_folders",
     "merge_method",
@@ -39,7 +45,10 @@ __all__ = [
 _MODULES = {
     "deltas": ("Block", "ModelDeltas", "TensorDeltas"),
     "engine": ("MergedDeltas", "merge_deltas", "merge_state_dicts"),
+    "evidence": ("Evidence",),
     "folders": ("merge_folders",),
+    "measuring.measure": ("measure",),
+    "measuring.study": ("Study",),
     "method": ("MergeMethod", "MergedDelta", "load_method", "merge_method", "method_names"),
     "parameters": ("check_parameters",),
     "report": ("MergeReport",),

@@ -133,12 +133,15 @@ class TensorDeltas(Passes):
     seed: int = 0
     survey: Any = None
     """What the method's `survey` returned."""
+    evidence: Any = None
+    """What was measured on dialogues of this tensor, a `TensorEvidence`, for methods that take evidence."""
     run: Run = field(default=Run(), repr=False)
 
     @classmethod
-    def of(cls, deltas_JN: Tensor, name: str = "", seed: int = 0) -> "TensorDeltas":
+    def of(cls, deltas_JN: Tensor, name: str = "", seed: int = 0, evidence: Any = None) -> "TensorDeltas":
         """Deltas that are in memory: for trying a method out."""
-        return cls(name, tuple(deltas_JN.shape[1:]), len(deltas_JN), HeldOperands(deltas_JN.flatten(1)), seed=seed)
+        operands = HeldOperands(deltas_JN.flatten(1))
+        return cls(name, tuple(deltas_JN.shape[1:]), len(deltas_JN), operands, seed=seed, evidence=evidence)
 
     @property
     def num_elements(self) -> int:  # type: ignore[override]

@@ -14,6 +14,7 @@ from torch import Tensor
 from fusion.config import UserError
 from fusion.config.schema import EngineConfig
 from fusion.merging.deltas import Block, Counts, ModelDeltas, Run, TensorDeltas
+from fusion.merging.evidence import Evidence
 from fusion.merging.method import MergedDelta, check_result
 from fusion.merging.operands import TensorOperands, Workspace, wide_dtype
 from fusion.merging.plan import MergePlan, State, make_plan
@@ -98,6 +99,7 @@ def merge_state_dicts(
     *,
     scale: float = 1.0,
     seed: int = 0,
+    evidence: Evidence | None = None,
     engine: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
     **parameters: object,
 ) -> dict[str, Tensor]:
@@ -105,12 +107,13 @@ def merge_state_dicts(
 
     `method` is the name of a module in `fusion.merging.methods` or a dotted path to a function marked with
     `merge_method`; `parameters` are the function's own. Without a base (methods that allow it) deltas are taken from
-    zero. Tensors that are not floats are copied and must be equal in all inputs.
+    zero. Tensors that are not floats are copied and must be equal in all inputs. `evidence` is what `measure` gave,
+    for methods that weigh by what was measured on dialogues.
 
     Raises:
         UserError: with all problems of the request and the inputs, or NaN and infinities in a tensor.
     """
-    plan = make_plan(method, base, targets, scale=scale, seed=seed, parameters=parameters)
+    plan = make_plan(method, base, targets, scale=scale, seed=seed, parameters=parameters, evidence=evidence)
     held = Held.of(plan, plan.scale)
     for _ in merge_tensors(plan, checked_resources(plan, engine), held):
         pass
@@ -123,12 +126,13 @@ def merge_deltas(
     targets: Sequence[State],
     *,
     seed: int = 0,
+    evidence: Evidence | None = None,
     engine: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
     **parameters: object,
 ) -> MergedDeltas:
     """As `merge_state_dicts`, but keep the merged delta apart, so that any scale costs only an addition."""
     started = time.perf_counter()
-    plan = make_plan(method, base, targets, scale=1.0, seed=seed, parameters=parameters)
+    plan = make_plan(method, base, targets, scale=1.0, seed=seed, parameters=parameters, evidence=evidence)
     held = Held.of(plan, None)
     records = list(merge_tensors(plan, checked_resources(plan, engine), held))
     report = MergeReport.of(plan, records)
@@ -186,7 +190,8 @@ class TensorMerger:
     def _deltas(self, name: str, operands: TensorOperands, run: Run) -> TensorDeltas:
         plan = self._plan
         shape, position = plan.specs[name].shape, plan.positions[name]
-        return TensorDeltas(name, shape, len(plan.targets), operands, position, plan.seed, self._survey, run)
+        evidence = plan.evidence.of(name) if plan.evidence else None
+        return TensorDeltas(name, shape, len(plan.targets), operands, position, plan.seed, self._survey, evidence, run)
 
     def _merge_tensor(self, name: str, run: Run) -> TensorRecord:
         operands = self._operands(name)

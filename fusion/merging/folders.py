@@ -11,6 +11,7 @@ from fusion.config.schema import EngineConfig
 from fusion.merging.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from fusion.merging.digests import Digests, Stamp
 from fusion.merging.engine import merge_tensors
+from fusion.merging.evidence import Evidence
 from fusion.merging.manifest import HashedFolder, write_manifest
 from fusion.merging.method import method_names
 from fusion.merging.output import Output
@@ -44,6 +45,7 @@ def merge_folders(
     *,
     scale: float = 1.0,
     seed: int = 0,
+    evidence: Evidence | None = None,
     engine: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
     **parameters: object,
 ) -> MergeReport:
@@ -60,13 +62,21 @@ def merge_folders(
     """
     started = time.perf_counter()
     out = Path(out).resolve()
-    problems = request_problems(method, base is not None, len(targets), scale, seed, parameters)
+    problems = request_problems(method, base is not None, len(targets), scale, seed, parameters, evidence)
     problems += _out_problems(out)
     inputs = _open_inputs(base, targets, problems)
     problems += _architecture_problems(inputs) + state_problems(inputs)
     raise_problems(problems + space_problems(out, _output_bytes(inputs)))
     opened_targets = [checkpoint for role, checkpoint in inputs.items() if role != "base"]
-    plan = make_plan(method, inputs.get("base"), opened_targets, scale=scale, seed=seed, parameters=parameters)
+    plan = make_plan(
+        method,
+        inputs.get("base"),
+        opened_targets,
+        scale=scale,
+        seed=seed,
+        parameters=parameters,
+        evidence=evidence,
+    )
     resources = checked_resources(plan, engine)
     with unfinished(out) as working:
         copy_speed = measured_copy_speed(_reference(inputs).files[0].path, working) if engine.probe_disk else None
@@ -107,6 +117,7 @@ def _key(plan: MergePlan, stamps: Sequence[Stamp]) -> str:
         {
             "request": [plan.method.name, plan.parameters, plan.scale, plan.seed, list(plan.inputs)],
             "inputs": stamps,
+            "evidence": plan.evidence.name if plan.evidence else None,
             "code": code_version("fusion.merging", *own),
         }
     )
@@ -188,6 +199,7 @@ def _write_manifest(
         "parameters": plan.written_parameters,
         "scale": plan.scale,
         "seed": plan.seed,
+        "evidence": plan.evidence.name if plan.evidence else None,
     }
     sources = {
         role: HashedFolder.of(checkpoint.folder, _model_files(checkpoint), digests)

@@ -26,10 +26,12 @@ from torch import Tensor
 from fusion.config import UserError
 from fusion.merging import methods
 from fusion.merging.deltas import Block, ModelDeltas
+from fusion.merging.evidence import Evidence
 
 Arguments = ParamSpec("Arguments")
 Parameters = Mapping[str, object]
 Survey = Callable[[ModelDeltas, Parameters], object]
+Measure = Callable[..., Evidence]
 WholeBytes = Callable[[str, tuple[int, ...], int], int]
 WHOLE_COPIES = 2
 """A method on whole tensors needs its deltas and as much again, unless it says otherwise."""
@@ -72,6 +74,7 @@ class MergeMethod(Generic[Arguments]):
     survey: Survey
     check: Callable[[Parameters], list[str]]
     model_wide: Callable[[Parameters], list[str]]
+    evidence: Measure | None
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> MergedDelta:
         return self.function(*args, **kwargs)
@@ -93,6 +96,7 @@ def merge_method(
     survey: Survey = _no_survey,
     check: Callable[[Parameters], list[str]] = _none,
     model_wide: Callable[[Parameters], list[str]] = _none,
+    evidence: Measure | None = None,
 ) -> Callable[[Callable[Arguments, MergedDelta]], MergeMethod[Arguments]]:
     """Mark `function(deltas: TensorDeltas, *, parameter=default, ...) -> MergedDelta` as a merge method.
 
@@ -103,12 +107,16 @@ def merge_method(
     must be known of the whole model before its first tensor is merged; the function finds the result in
     `deltas.survey`. `check(parameters)`: problems that the types of the signature cannot express.
     `model_wide(parameters)`: parameters that the survey reads, so that they must not vary over the tensors.
+    `evidence`: the function that measures on dialogues what the method finds in `deltas.evidence`; its keywords are
+    parameters of the method, too.
     """
 
     def mark(function: Callable[Arguments, MergedDelta]) -> MergeMethod[Arguments]:
         own = function.__module__ == f"{methods.__name__}.{function.__name__}"
         name = function.__name__ if own else f"{function.__module__}.{function.__name__}"
-        return MergeMethod(function, name, paper, needs_base, operands, num_targets, whole, survey, check, model_wide)
+        return MergeMethod(
+            function, name, paper, needs_base, operands, num_targets, whole, survey, check, model_wide, evidence
+        )
 
     return mark
 

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -35,6 +35,8 @@ class Between:
 Share = Annotated[float, Between(0, 1)]
 PositiveShare = Annotated[float, Between(0, 1, above=True)]
 Weight = float | list[float]
+Importance = Annotated[float, Between(0, math.inf)]
+Importances = Importance | list[Importance]
 Density = PositiveShare | list[PositiveShare]
 
 
@@ -44,16 +46,22 @@ class Option:
 
     kind: Any
     default: Any
+    measures: bool = False
+    """It belongs to what is measured before the merge, so it cannot vary over the tensors."""
 
 
 @cache
 def options_of(method: MergeMethod[...]) -> Mapping[str, Option]:
-    """The parameters that a user may set: the function's keywords."""
-    hints = get_type_hints(method.function, include_extras=True)
-    signature = inspect.signature(method.function).parameters.values()
+    """The parameters that a user may set: the function's keywords, and those of what measures its evidence."""
+    own = _keywords(method.function, False)
+    return own if method.evidence is None else {**own, **_keywords(method.evidence, True)}
+
+
+def _keywords(function: Callable[..., object], measures: bool) -> dict[str, Option]:
+    hints = get_type_hints(function, include_extras=True)
     return {
-        parameter.name: Option(hints[parameter.name], parameter.default)
-        for parameter in signature
+        parameter.name: Option(hints[parameter.name], parameter.default, measures)
+        for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
 
@@ -76,7 +84,8 @@ def check_parameters(
     problems = [_unknown(name, options) for name in parameters if name not in options]
     for name, option in options.items():
         if name in parameters:
-            problems += _value_problems(name, parameters[name], option.kind, num_targets)
+            check = _plain_problems if option.measures else _value_problems
+            problems += check(name, parameters[name], option.kind, num_targets)
         elif option.default is inspect.Parameter.empty:
             problems.append(f"{name} is missing: {_describe(option.kind)}")
     if not problems:
@@ -111,6 +120,13 @@ def _joint_problems(method: MergeMethod[...], parameters: Parameters) -> list[st
     ]
 
 
+def importances(parameters: Parameters) -> list[str]:
+    """Method check: weights whose shares are taken must not all be zero."""
+    weight: Any = parameters["weight"]
+    total = weight if isinstance(weight, int | float) else sum(weight)
+    return [] if total > 0 else [f"weight {weight} gives no target a share: make one of them larger than 0"]
+
+
 def _unknown(name: str, options: Mapping[str, Option]) -> str:
     near = difflib.get_close_matches(name, options, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
@@ -121,6 +137,10 @@ def _unknown(name: str, options: Mapping[str, Option]) -> str:
 def _value_problems(name: str, value: object, kind: Any, num_targets: int | None) -> list[str]:
     if isinstance(value, Mapping) and _numbers(kind):
         return _varying_value_problems(name, value, kind, num_targets)
+    return _plain_problems(name, value, kind, num_targets)
+
+
+def _plain_problems(name: str, value: object, kind: Any, num_targets: int | None) -> list[str]:
     if not _fits(value, kind):
         near = difflib.get_close_matches(str(value), get_args(kind), n=1) if get_origin(kind) is Literal else []
         hint = f" (did you mean '{near[0]}'?)" if near else ""

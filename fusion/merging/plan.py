@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fusion.config import UserError, raise_problems
 from fusion.merging.checkpoint import Checkpoint
+from fusion.merging.evidence import Evidence
 from fusion.merging.layers import depths_of
 from fusion.merging.method import MergeMethod, load_method
-from fusion.merging.parameters import check_parameters, with_defaults
+from fusion.merging.parameters import check_parameters, options_of, with_defaults
 from fusion.merging.tensor_file import TensorSpec
 from fusion.merging.varying import value_at, varying_problems, written
 
@@ -38,6 +39,7 @@ class MergePlan:
     targets: tuple[State, ...]
     scale: float
     seed: int
+    evidence: Evidence | None = None
 
     @property
     def reference(self) -> State:
@@ -70,8 +72,13 @@ class MergePlan:
         return depths_of(self.merged_names)
 
     def parameters_at(self, name: str) -> dict[str, Any]:
-        """The method's parameters for one tensor: numbers, lists with one for each target, words."""
-        return {key: value_at(value, name, self.depths[name]) for key, value in self.parameters.items()}
+        """What the method's function gets for one tensor: numbers, lists with one for each target, words."""
+        options = options_of(self.method)
+        return {
+            key: value_at(value, name, self.depths[name])
+            for key, value in self.parameters.items()
+            if not options[key].measures
+        }
 
     @property
     def written_parameters(self) -> dict[str, object]:
@@ -102,22 +109,29 @@ def make_plan(
     scale: float,
     seed: int,
     parameters: Mapping[str, object],
+    evidence: Evidence | None = None,
 ) -> MergePlan:
     """Check everything that can be checked without computing.
 
     Raises:
         UserError: with all problems: unknown method or parameter, wrong value, inputs that do not fit together.
     """
-    problems = request_problems(method, base is not None, len(targets), scale, seed, parameters)
+    problems = request_problems(method, base is not None, len(targets), scale, seed, parameters, evidence)
     raise_problems(problems + state_problems(input_roles(base, targets)))
     loaded = load_method(method)
-    plan = MergePlan(loaded, with_defaults(loaded, parameters), base, tuple(targets), float(scale), seed)
+    plan = MergePlan(loaded, with_defaults(loaded, parameters), base, tuple(targets), float(scale), seed, evidence)
     raise_problems(_copied_problems(plan) + _varying_problems(plan))
     return plan
 
 
 def request_problems(
-    method: str, has_base: bool, num_targets: int, scale: float, seed: int, parameters: Mapping[str, object]
+    method: str,
+    has_base: bool,
+    num_targets: int,
+    scale: float,
+    seed: int,
+    parameters: Mapping[str, object],
+    evidence: Evidence | None,
 ) -> list[str]:
     """What is wrong with a request, whatever its inputs hold."""
     problems = []
@@ -137,7 +151,25 @@ def request_problems(
         problems.append(f"merge method '{loaded.name}' works on deltas from a base: give the base")
     if loaded.num_targets is not None and num_targets != loaded.num_targets:
         problems.append(f"merge method '{loaded.name}' takes exactly {loaded.num_targets} targets, got {num_targets}")
+    problems += _evidence_problems(loaded, evidence, num_targets)
     return problems + check_parameters(loaded, parameters, num_targets=num_targets)
+
+
+def _evidence_problems(method: MergeMethod[...], evidence: Evidence | None, num_targets: int) -> list[str]:
+    wanted = method.evidence.__name__ if method.evidence else None
+    if wanted and evidence is None:
+        return [
+            f"merge method '{method.name}' needs {wanted.replace('_', ' ')}, which are measured on dialogues: "
+            "merge.py does it for targets with stage-1 runs; in Python give evidence=fusion.merging.measure(...)"
+        ]
+    if evidence is None:
+        return []
+    problems = []
+    if evidence.kind != wanted:
+        problems.append(f"merge method '{method.name}' takes {wanted or 'no'} evidence, got {evidence.kind}")
+    if len(evidence.states) != num_targets:
+        problems.append(f"evidence of {len(evidence.states)} targets is given, and {num_targets} targets")
+    return problems
 
 
 def _varying_problems(plan: MergePlan) -> list[str]:

@@ -20,6 +20,8 @@ class MergeReport:
     what happened -> names of the tensors where it did.
 
     Cosines, conflicts and shares of tensors beyond half a million elements are estimated from every eighth block.
+    `evidence`: what was measured on dialogues for the method, and on how many.
+
     `bytes_read` counts every input once; `copy_speed` is that of a plain copy on the same disk, read and written bytes
     per second, as is `speed`. `resumed` tensors were there from an earlier attempt.
     """
@@ -37,6 +39,7 @@ class MergeReport:
     sign_conflicts: float = 0.0
     shares: dict[str, float] = field(default_factory=dict)
     events: dict[str, list[str]] = field(default_factory=dict)
+    evidence: dict[str, object] = field(default_factory=dict)
     bytes_read: int = 0
     bytes_written: int = 0
     resumed: int = 0
@@ -47,6 +50,7 @@ class MergeReport:
     def of(cls, plan: MergePlan, records: Sequence[TensorRecord]) -> "MergeReport":
         """Put the tensors, in the plan's order, together."""
         report = cls(plan.method.name, plan.written_parameters, plan.scale, plan.seed, len(plan.targets))
+        report.evidence = dict(plan.evidence.summary) if plan.evidence else {}
         report.num_elements = sum(record.num_elements for record in records)
         report.coefficients = {record.name: record.coefficients for record in records}
         report.mean_coefficients = _mean_coefficients(records)

@@ -62,12 +62,13 @@ class MergeInputs:
     @property
     def heldout_won(self) -> list[Dialogue]:
         """Held-out dialogues that some source won, once each, in the order of their hashes."""
-        won = {
-            dialogue.content_hash: dialogue
-            for run in self.runs
-            for dialogue in read_jsonl(run.folder / "heldout_won.jsonl")
-        }
+        won = {dialogue.content_hash: dialogue for dialogues in self.heldout_won_of_targets for dialogue in dialogues}
         return [won[name] for name in sorted(won)]
+
+    @property
+    def heldout_won_of_targets(self) -> list[list[Dialogue]]:
+        """Held-out dialogues that a source of each target's run won; no lists when a target has no run."""
+        return [list(read_jsonl(run.folder / "heldout_won.jsonl")) for run in self.runs]
 
     def lineage(self) -> dict[str, object]:
         """Inputs with their hashes, and the lineage of every target."""

@@ -8,7 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fusion.merging import MergeMethod, TensorDeltas
+from fusion.merging import MergeMethod, TensorDeltas, load_method, method_names
+
+DATA_FREE = [name for name in method_names() if load_method(name).evidence is None]
+"""Methods that need nothing but weights; the others are tested in test_measured_methods.py."""
 
 SHAPES = {
     "model.embed_tokens.weight": (11, 6),
@@ -62,9 +65,15 @@ class Merged(NamedTuple):
 
 
 def merge_tensor(
-    method: MergeMethod, deltas: Tensor, *, name: str = "", seed: int = 0, **parameters: object
+    method: MergeMethod,
+    deltas: Tensor,
+    *,
+    name: str = "",
+    seed: int = 0,
+    evidence: object = None,
+    **parameters: object,
 ) -> Merged:
     """What a method makes of deltas in memory, [J, ...]."""
-    lazy = TensorDeltas.of(deltas, name, seed)
+    lazy = TensorDeltas.of(deltas, name, seed, evidence)
     merged = method(lazy, **parameters)
     return Merged(torch.cat(lazy.map(merged.delta)), merged.coefficients, merged.events)
