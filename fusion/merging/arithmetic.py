@@ -92,6 +92,12 @@ def agreed_sum(
     return total_N.div_(divisor_N)
 
 
+def elected_sum(block: Block, deltas_JN: Tensor, weights_J: Tensor, *, renormalize: bool) -> Tensor:
+    """`agreed_sum` with the sign of the weighted sum for a majority: TIES' election (https://arxiv.org/abs/2306.01708)."""
+    signs_N = majority(deltas_JN * weights_J[:, None].to(deltas_JN))
+    return agreed_sum(block, deltas_JN, weights_J, signs_N, renormalize=renormalize)
+
+
 def _erased(deltas_JN: Tensor, agreeing_JN: Tensor) -> tuple[int, int]:
     num_deltas = int(torch.count_nonzero(deltas_JN))
     return num_deltas - int(torch.count_nonzero(agreeing_JN)), num_deltas

@@ -1,4 +1,6 @@
-"""DARE's random drop and rescale (https://arxiv.org/abs/2311.03099). Shapes: J targets, N elements of one block."""
+"""Random dropping of deltas: DARE's (https://arxiv.org/abs/2311.03099), every element with the same probability, and
+DELLA's (https://arxiv.org/abs/2406.11617), by rank. Shapes: J targets, N elements of one block, R rows of C.
+"""
 
 from collections.abc import Callable
 from typing import Literal
@@ -7,14 +9,16 @@ import torch
 from torch import Tensor
 
 from fusion.merging.deltas import Block, TensorDeltas
-from fusion.merging.random_mask import random_keep
+from fusion.merging.random_mask import random_keep, random_shares
 
 Rescale = Literal["density", "l1"]
+Dropped = Callable[[Block], Tensor]
+"""The deltas of a block, those that are dropped set to zero, float32 [J, N]."""
 SMALLEST_L1 = 1e-7
 
 
-def drop_and_rescale(deltas: TensorDeltas, densities_J: Tensor, rescale: Rescale) -> Callable[[Block], Tensor]:
-    """Each delta kept with probability `density`, else zero. Returns a function of blocks, float32 [J, N].
+def drop_and_rescale(deltas: TensorDeltas, densities_J: Tensor, rescale: Rescale) -> Dropped:
+    """Each delta kept with probability `density`, else zero.
 
     `rescale="density"` divides the rest by the density (the paper), so that every element keeps its expected value;
     `"l1"` multiplies it so that each target's tensor keeps its L1 norm (nothing happens to norms below 1e-7).
@@ -28,9 +32,54 @@ def drop_and_rescale(deltas: TensorDeltas, densities_J: Tensor, rescale: Rescale
             )
         return keep_JN.mul_(block.deltas_JN)
 
-    if rescale == "density":
-        divisors_J1 = densities_J[:, None]
-        return lambda block: kept(block).div_(divisors_J1.to(block.deltas_JN))
+    if rescale == "l1":
+        return _with_l1_of(deltas, kept)
+    divisors_J1 = densities_J[:, None]
+    return lambda block: kept(block).div_(divisors_J1.to(block.deltas_JN))
+
+
+def drop_by_rank(deltas: TensorDeltas, densities_J: Tensor, epsilon: float, rescale: Rescale) -> Dropped:
+    """Each delta kept with a probability that rises with its rank in its row, density - epsilon to density + epsilon.
+
+    A density of 1 keeps everything. A tensor without rows is one row, and rows beyond a million elements are ranked
+    block by block. Of equal magnitudes the first one has the lower rank. `rescale` as in `drop_and_rescale`, where
+    "density" divides every element by its own probability.
+    """
+
+    def chances(block: Block) -> Tensor:
+        widths_J = torch.where(densities_J < 1, epsilon, 0.0)
+        ranks_JN = _relative_ranks(block, deltas.shape).double()
+        return (densities_J - widths_J)[:, None].to(ranks_JN) + 2 * widths_J[:, None].to(ranks_JN) * ranks_JN
+
+    def kept(block: Block, chances_JN: Tensor) -> Tensor:
+        keep_JN = torch.empty_like(block.deltas_JN)
+        for target, chances_N in enumerate(chances_JN):
+            shares_N = random_shares(
+                block.num_elements, seed=deltas.seed, target=target, name=deltas.name, start=block.start
+            )
+            keep_JN[target] = shares_N.to(chances_N) < chances_N
+        return keep_JN.mul_(block.deltas_JN)
+
+    def scaled(block: Block) -> Tensor:
+        chances_JN = chances(block)
+        return kept(block, chances_JN).div_(chances_JN)
+
+    return scaled if rescale == "density" else _with_l1_of(deltas, lambda block: kept(block, chances(block)))
+
+
+def _relative_ranks(block: Block, shape: tuple[int, ...]) -> Tensor:
+    """0 for the smallest magnitude of a row, 1 for the largest, float32 [J, N]; 0.5 in rows of one element."""
+    length = block.row_length if len(shape) > 1 and block.num_elements % block.row_length == 0 else block.num_elements
+    rows_JRC = block.deltas_JN.abs().unflatten(1, (-1, length))
+    order_JRC = rows_JRC.argsort(dim=-1, stable=True)
+    places_C = torch.arange(length, device=rows_JRC.device)
+    ranks_JRC = torch.empty_like(order_JRC).scatter_(-1, order_JRC, places_C.expand_as(order_JRC))
+    relative_JRC = ranks_JRC / (length - 1) if length > 1 else torch.full_like(rows_JRC, 0.5)
+    return relative_JRC.flatten(1)
+
+
+def _with_l1_of(deltas: TensorDeltas, kept: Dropped) -> Dropped:
+    """`kept`, multiplied so that each target's tensor has the L1 norm that it had before."""
     before_J, after_J = deltas.reduce(lambda block: torch.stack([_l1(block.deltas_JN), _l1(kept(block))]))
     measurable_J = (before_J >= SMALLEST_L1) & (after_J >= SMALLEST_L1)
     factors_J1 = torch.where(measurable_J, before_J / after_J, 1.0)[:, None]

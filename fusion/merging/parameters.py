@@ -34,6 +34,7 @@ class Between:
 
 Share = Annotated[float, Between(0, 1)]
 PositiveShare = Annotated[float, Between(0, 1, above=True)]
+Shares = Share | list[Share]
 Weight = float | list[float]
 Importance = Annotated[float, Between(0, math.inf)]
 Importances = Importance | list[Importance]
@@ -106,6 +107,18 @@ def normalizable(parameters: Parameters) -> list[str]:
     if parameters["normalize"] and abs(total) < 1e-8:
         return [f"weight {weight} sums to zero and cannot be normalized: change it, or set normalize to false"]
     return []
+
+
+def rankable(parameters: Parameters) -> list[str]:
+    """Method check: weights as in `normalizable`, and probabilities density +- epsilon must be between 0 and 1."""
+    density: Any = parameters["density"]
+    epsilon: Any = parameters["epsilon"]
+    densities = [density] if isinstance(density, int | float) else density
+    wrong = [one for one in densities if one < 1 and not epsilon <= one <= 1 - epsilon]
+    return normalizable(parameters) + [
+        f"density {one:g} +- epsilon {epsilon:g} leaves 0 to 1, but they are probabilities: lower epsilon"
+        for one in wrong
+    ]
 
 
 def _joint_problems(method: MergeMethod[...], parameters: Parameters) -> list[str]:

@@ -28,3 +28,9 @@ def random_keep(density: float, count: int, *, seed: int, target: int, name: str
         return torch.ones(count, dtype=torch.bool)
     words = random_words(seed, target, name, start, count)
     return torch.from_numpy(words < np.uint64(int(density * 2**64)))
+
+
+def random_shares(count: int, *, seed: int, target: int, name: str, start: int = 0) -> Tensor:
+    """Uniform float64 numbers from 0 (included) to 1, [count]: of every element its own."""
+    words = random_words(seed, target, name, start, count)
+    return torch.from_numpy((words >> np.uint64(11)) * 2.0**-53)

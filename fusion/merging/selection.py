@@ -172,6 +172,28 @@ def trimmer(passes: TensorDeltas | ModelDeltas, densities_J: Tensor) -> Trimmer:
     return trimmed
 
 
+def middle_trimmer(deltas: TensorDeltas, densities_J: Tensor, gammas_J: Tensor) -> Trimmer:
+    """Zeroes the `gamma` share of every target's largest deltas, then the smallest, until the `density` share is left.
+
+    Where both are more than everything, fewer of the largest go.
+    """
+    total = deltas.num_elements
+    kept = [int(density * total) for density in densities_J.tolist()]
+    tops = [min(int(gamma * total), total - keep) for gamma, keep in zip(gammas_J.tolist(), kept, strict=True)]
+    keys: Keys = lambda block: block.deltas_JN.abs()  # noqa: E731
+    counted = count_keys(deltas, keys)
+    outer = largest(deltas, counted, tops)
+    inner = largest(deltas, counted, [top + keep for top, keep in zip(tops, kept, strict=True)])
+
+    def trimmed(block: Block) -> Tensor:
+        keys_JN = keys(block)
+        mask_JN = inner.mask(block, keys_JN).sub_(outer.mask(block, keys_JN))
+        block.note("selected", lambda: (int(mask_JN.sum()), mask_JN.numel()))
+        return mask_JN.mul_(block.deltas_JN)
+
+    return trimmed
+
+
 def variance(deltas_JN: Tensor) -> Tensor:
     """Population variance across targets, float32 [N]; exactly zero where all targets are equal.
 

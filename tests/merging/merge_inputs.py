@@ -13,6 +13,12 @@ from fusion.merging import MergeMethod, TensorDeltas, load_method, method_names
 DATA_FREE = [name for name in method_names() if load_method(name).evidence is None]
 """Methods that need nothing but weights; the others are tested in test_measured_methods.py."""
 
+
+def width(name: str, usual: int = 3) -> int:
+    """How many targets to try a method with."""
+    return load_method(name).num_targets or usual
+
+
 SHAPES = {
     "model.embed_tokens.weight": (11, 6),
     "model.layers.0.mlp.weight": (9, 6),

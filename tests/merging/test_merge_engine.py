@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from merge_inputs import DATA_FREE, make_family
+from merge_inputs import DATA_FREE, make_family, width
 
 from fusion.config import UserError
+from fusion.config.schema import EngineConfig
 from fusion.merging import merge_deltas, merge_state_dicts
 
 
@@ -27,7 +28,7 @@ def test_deltas_below_half_a_unit_add_up_before_the_one_rounding() -> None:
 
 @pytest.mark.parametrize("name", DATA_FREE)
 def test_bfloat16_is_the_float32_result_rounded(name: str) -> None:
-    base, targets = make_family(2, torch.bfloat16)
+    base, targets = make_family(width(name, 2), torch.bfloat16)
     merged = merge_state_dicts(name, base, targets)
     widened = [{tensor: value.float() for tensor, value in state.items()} for state in (base, *targets)]
     exact = merge_state_dicts(name, widened[0], widened[1:])
@@ -36,7 +37,7 @@ def test_bfloat16_is_the_float32_result_rounded(name: str) -> None:
 
 @pytest.mark.parametrize("name", DATA_FREE)
 def test_scale_multiplies_the_delta_and_one_merge_serves_all_scales(name: str) -> None:
-    base, targets = make_family(2)
+    base, targets = make_family(width(name, 2))
     merged = merge_deltas(name, base, targets)
     for scale in (0.0, 0.5, 1.0, 3.0):
         expected = merge_state_dicts(name, base, targets, scale=scale)
@@ -145,13 +146,20 @@ def test_the_report() -> None:
     assert '"mean_coefficients"' in report.to_json()
 
 
-def test_the_number_of_threads_changes_no_bit() -> None:
+@pytest.mark.parametrize("name", DATA_FREE)
+def test_neither_threads_nor_memory_change_a_bit(name: str) -> None:
+    """A tensor of many blocks, and one of a few; little memory, so that nothing can be kept between passes."""
     generator = torch.Generator().manual_seed(0)
-    base = {"w": torch.randn(300, 1001, generator=generator)}
-    targets = [{"w": base["w"] + 0.01 * torch.randn(300, 1001, generator=generator)} for _ in range(2)]
-    for name in DATA_FREE:
-        results = []
-        for num_threads in (1, 2):
-            torch.set_num_threads(num_threads)
-            results.append(merge_state_dicts(name, base, targets, scale=1.3)["w"])
-        assert torch.equal(*results), name
+    base = {"w": torch.randn(300, 1001, generator=generator), "b": torch.randn(50, generator=generator)}
+    targets = [
+        {one: tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for one, tensor in base.items()}
+        for _ in range(width(name, 2))
+    ]
+    before, results = torch.get_num_threads(), []
+    for num_threads, memory in ((1, "2GiB"), (2, "2GiB"), (2, "64MiB")):
+        torch.set_num_threads(num_threads)
+        engine = EngineConfig(threads=num_threads, memory=memory)
+        results.append(merge_state_dicts(name, base, targets, scale=1.3, engine=engine))
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(results[0][one], other[one]) for one in base)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from merge_inputs import DATA_FREE, save_model
+from merge_inputs import DATA_FREE, save_model, width
 
 from fusion.config import UserError
 from fusion.config.schema import MergeConfig
@@ -87,7 +87,8 @@ def test_every_number_may_vary(name, option):
     generator = torch.Generator().manual_seed(1)
     shapes = {"model.layers.0.w": (6, 5), "model.layers.1.w": (6, 5), "model.norm": (5,)}
     base, *targets = (
-        {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()} for _ in range(3)
+        {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+        for _ in range(1 + width(name, 2))
     )
     plain = merge_state_dicts(name, base, targets, **{option: default})
     forms = [{"*layers*": default, "*": default}]

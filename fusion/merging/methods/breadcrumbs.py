@@ -1,0 +1,22 @@
+from fusion.merging.arithmetic import normalized, weighted_sum
+from fusion.merging.deltas import TensorDeltas
+from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.parameters import Density, Shares, Weight, normalizable, per_target
+from fusion.merging.selection import middle_trimmer
+
+
+@merge_method(paper="https://arxiv.org/abs/2312.06795", check=normalizable)
+def breadcrumbs(
+    deltas: TensorDeltas,
+    *,
+    density: Density = 0.9,
+    gamma: Shares = 0.01,
+    weight: Weight = 0.3,
+    normalize: bool = False,
+) -> MergedDelta:
+    """Model Breadcrumbs: of every target's tensor the share `gamma` of the largest deltas goes, then the smallest,
+    until the share `density` is left; sum what is left by weight."""
+    num_targets = deltas.num_targets
+    trimmed = middle_trimmer(deltas, per_target(density, num_targets), per_target(gamma, num_targets))
+    weights_J = normalized(per_target(weight, num_targets), normalize)
+    return MergedDelta(lambda block: weighted_sum(trimmed(block), weights_J), weights_J)
