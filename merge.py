@@ -58,9 +58,8 @@ def merge(config: MergeConfig, job: Job, inputs: "MergeInputs", record: "RunReco
     model = job.folder / "model"
     shutil.rmtree(model, ignore_errors=True)  # of an earlier attempt with other settings
     folders = [target.path for target in inputs.targets]
-    report = merge_folders(
-        method, inputs.base, folders, model, scale=scale, seed=config.seed, evidence=evidence, **parameters
-    )
+    settings = {"scale": scale, "seed": config.seed, "engine": config.engine, "evidence": evidence, **parameters}
+    report = merge_folders(method, inputs.base, folders, model, **settings)
     record.lap("merge")
     with job_loggers(config.logger, job, "merge", config.tags, record.fingerprint) as loggers:
         rows = score(config, job, inputs, report, search)

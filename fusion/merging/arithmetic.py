@@ -2,16 +2,33 @@
 
 Every sum is spelt out target by target, with multiplication and addition as separate steps: fused multiply-adds
 would round differently inside and outside a vector register. Conditions are factors of 0.0 and 1.0, no booleans, which
-are several times slower. Shapes: J targets, N elements of one block.
+are several times slower. On a CPU compiled loops do the same in one pass over a block.
+Shapes: J targets, N elements of one block.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fusion.merging import kernels
 from fusion.merging.deltas import Block
 
-SHORT = 1024
 UNIFORM = "all targets have zero deltas here: uniform coefficients"
+
+
+def on_cpu(values_JN: Tensor) -> bool:
+    """Whether the compiled loops can read it."""
+    return values_JN.device.type == "cpu" and values_JN.dtype == torch.float32
+
+
+def rows(values_JN: Tensor) -> np.ndarray:
+    """For the compiled loops: rows one behind the other."""
+    return values_JN.contiguous().numpy()
+
+
+def short(weights_J: Tensor) -> np.ndarray:
+    """Weights in float32, in which they are multiplied."""
+    return weights_J.to(torch.float32).numpy()
 
 
 def sum_over_targets(values_JN: Tensor) -> Tensor:
@@ -23,6 +40,10 @@ def sum_over_targets(values_JN: Tensor) -> Tensor:
 
 def weighted_sum(values_JN: Tensor, weights_J: Tensor) -> Tensor:
     """sum_j w_j v_j in float32, [N]."""
+    if on_cpu(values_JN):
+        total_N = torch.empty_like(values_JN[0])
+        kernels.weighted_sum(rows(values_JN), short(weights_J), total_N.numpy())
+        return total_N
     weights = weights_J.tolist()
     total_N = values_JN[0] * weights[0]
     for values_N, weight in zip(values_JN[1:], weights[1:], strict=True):
@@ -36,14 +57,26 @@ def squared_norms(values_JN: Tensor) -> Tensor:
     Short runs are summed in float32, which is twenty times faster, and the runs in float64. Where that under- or
     overflows, everything is summed in float64.
     """
-    num_whole = values_JN.shape[1] // SHORT * SHORT
-    runs_JR = torch.linalg.vector_norm(values_JN[:, :num_whole].unflatten(1, (-1, SHORT)), dim=2)
-    rest_J = torch.linalg.vector_norm(values_JN[:, num_whole:], dim=1)
-    squares_J = runs_JR.double().square().sum(dim=1) + rest_J.double().square()
+    return exact_where_needed(_squares_by_runs(values_JN), values_JN)
+
+
+def exact_where_needed(squares_J: Tensor, values_JN: Tensor) -> Tensor:
+    """Squared norms, [J], those anew in float64 that under- or overflowed in runs of float32."""
     for j, square in enumerate(squares_J.tolist()):
         if not 0 < square < torch.inf:
             squares_J[j] = torch.linalg.vector_norm(values_JN[j], dtype=torch.float64).square()
     return squares_J.cpu()
+
+
+def _squares_by_runs(values_JN: Tensor) -> Tensor:
+    if on_cpu(values_JN):
+        squares_J = torch.empty(len(values_JN), dtype=torch.float64)
+        kernels.squared_norms(rows(values_JN), squares_J.numpy())
+        return squares_J
+    num_whole = values_JN.shape[1] // kernels.SHORT * kernels.SHORT
+    runs_JR = torch.linalg.vector_norm(values_JN[:, :num_whole].unflatten(1, (-1, kernels.SHORT)), dim=2)
+    rest_J = torch.linalg.vector_norm(values_JN[:, num_whole:], dim=1)
+    return runs_JR.double().square().sum(dim=1) + rest_J.double().square()
 
 
 def shares(energies_J: Tensor) -> tuple[Tensor, tuple[str, ...]]:
@@ -58,9 +91,9 @@ def normalized(weights_J: Tensor, normalize: bool) -> Tensor:
     return weights_J / weights_J.sum() if normalize else weights_J
 
 
-def majority(votes_JN: Tensor) -> Tensor:
-    """The sign of the sum over targets, zero counting as plus: 1.0 or -1.0, [N]."""
-    total_N = sum_over_targets(votes_JN)
+def majority(votes_JN: Tensor, weights_J: Tensor | None = None) -> Tensor:
+    """The sign of the (weighted) sum over targets, zero counting as plus: 1.0 or -1.0, [N]."""
+    total_N = weighted_sum(votes_JN, torch.ones(len(votes_JN)) if weights_J is None else weights_J)
     return torch.ge(total_N, 0, out=total_N).mul_(2).sub_(1)
 
 
@@ -78,11 +111,14 @@ def agreed_sum(
     `renormalize` divides per position by the sum of the agreeing weights; a divisor of zero counts as 1, and one
     below `least_divisor` as that. Zeros agree with nobody. The share of erased entries goes to `block`'s notes.
     """
-    agreeing_JN = deltas_JN * weights_J[:, None].to(deltas_JN)
-    agreeing_JN *= signs_N
-    agreeing_JN.clamp_(min=0)
+    block.note("erased", lambda: _erased(deltas_JN, _agreeing(deltas_JN, weights_J, signs_N)))
+    if on_cpu(deltas_JN):
+        total_N = torch.empty_like(signs_N)
+        options = renormalize, float(least_divisor)
+        kernels.agreed_sum(rows(deltas_JN), short(weights_J), signs_N.numpy(), *options, total_N.numpy())
+        return total_N
+    agreeing_JN = _agreeing(deltas_JN, weights_J, signs_N)
     total_N = sum_over_targets(agreeing_JN).mul_(signs_N)
-    block.note("erased", lambda: _erased(deltas_JN, agreeing_JN))
     if not renormalize:
         return total_N
     divisor_N = weighted_sum(agreeing_JN.sign_(), weights_J)
@@ -94,8 +130,14 @@ def agreed_sum(
 
 def elected_sum(block: Block, deltas_JN: Tensor, weights_J: Tensor, *, renormalize: bool) -> Tensor:
     """`agreed_sum` with the sign of the weighted sum for a majority: TIES' election (https://arxiv.org/abs/2306.01708)."""
-    signs_N = majority(deltas_JN * weights_J[:, None].to(deltas_JN))
-    return agreed_sum(block, deltas_JN, weights_J, signs_N, renormalize=renormalize)
+    return agreed_sum(block, deltas_JN, weights_J, majority(deltas_JN, weights_J), renormalize=renormalize)
+
+
+def _agreeing(deltas_JN: Tensor, weights_J: Tensor, signs_N: Tensor) -> Tensor:
+    """|w_j d_j| where it has the majority's sign, else zero, [J, N]."""
+    agreeing_JN = deltas_JN * weights_J[:, None].to(deltas_JN)
+    agreeing_JN *= signs_N
+    return agreeing_JN.clamp_(min=0)
 
 
 def _erased(deltas_JN: Tensor, agreeing_JN: Tensor) -> tuple[int, int]:

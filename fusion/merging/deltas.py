@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 Counts = tuple[int, int]
-BLOCK_ELEMENTS = 1 << 16
-LONGEST_ROW = 16 * BLOCK_ELEMENTS
+BLOCK_ELEMENTS = 1 << 17
+LONGEST_ROW = 8 * BLOCK_ELEMENTS
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,11 @@ class Passes(ABC):
         """`function` of every block, in the order of elements; results must be small."""
 
     @abstractmethod
-    def tally(self, count: Callable[[Block], Tensor]) -> Tensor:
-        """Sum over all blocks of an int64 tensor. It may be large, since sums are exact in any order."""
+    def tally(self, shape: tuple[int, ...], count: Callable[[Block, Tensor], None]) -> Tensor:
+        """Counts of all blocks, int64 on the CPU: `count(block, counts)` adds to them.
+
+        They may be large, since whole numbers are exact in any order.
+        """
 
     def reduce(self, statistic: Callable[[Block], Tensor]) -> Tensor:
         """Sum over all blocks of a small float64 tensor, added in the order of elements."""
@@ -163,11 +167,14 @@ class TensorDeltas(Passes):
         self.operands.keep()
         return self.run(lambda start: function(self._load(start)), self.starts)
 
-    def tally(self, count: Callable[[Block], Tensor]) -> Tensor:
+    def tally(self, shape: tuple[int, ...], count: Callable[[Block, Tensor], None]) -> Tensor:
         self.operands.keep()
 
         def over(starts: Sequence[int]) -> Tensor:
-            return sum_in_place(count(self._load(start)) for start in starts)
+            counts = torch.zeros(shape, dtype=torch.int64)
+            for start in starts:
+                count(self._load(start), counts)
+            return counts
 
         width = 4 * self.run.width if self.run.pool else 1
         length = math.ceil(len(self.starts) / width)
@@ -194,8 +201,16 @@ class ModelDeltas(Passes):
         by_tensor = self.per_tensor(lambda deltas: deltas.map(function))
         return [result for results in by_tensor.values() for result in results]
 
-    def tally(self, count: Callable[[Block], Tensor]) -> Tensor:
-        return sum_in_place(self.per_tensor(lambda deltas: deltas.tally(count)).values())
+    def tally(self, shape: tuple[int, ...], count: Callable[[Block, Tensor], None]) -> Tensor:
+        total, lock = torch.zeros(shape, dtype=torch.int64), Lock()
+
+        def add(deltas: TensorDeltas) -> None:
+            counts = deltas.tally(shape, count)
+            with lock:
+                total.add_(counts)
+
+        self.per_tensor(add)
+        return total
 
 
 class PerTensor(Protocol):

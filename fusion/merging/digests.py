@@ -58,9 +58,10 @@ class FileDigest:
 
 
 class Digests:
-    """Digests of several files, taken by threads of their own for the time of a `with` block."""
+    """Digests of several files, taken by threads of their own for the time of a `with` block; none unless `wanted`."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, wanted: bool = True) -> None:
+        self._wanted = wanted
         self._pool = ThreadPoolExecutor(threads, "digest")
         self._digests: dict[Path, FileDigest] = {}
         self._running: list[Future[None]] = []
@@ -75,6 +76,8 @@ class Digests:
 
     def follow(self, path: Path, end: int) -> None:
         """The bytes of `path` before `end` are final, and were just read or written."""
+        if not self._wanted:
+            return
         digest = self._digests.setdefault(path, FileDigest(path))
         if end - digest.told >= STEP and Stamp.of(path) not in _known:
             digest.told = end
@@ -83,6 +86,8 @@ class Digests:
     def all_of(self, inputs: list[Path], outputs: list[Path]) -> dict[Path, str]:
         """The digests of all files, in full. Those of inputs are remembered as long as the process lives and the files
         do not change, for the next merge of a sweep."""
+        if not self._wanted:
+            return {}
         known = {path: _known.get(Stamp.of(path)) for path in inputs}
         finish: Callable[[Path], str] = lambda path: self._digests.setdefault(path, FileDigest(path)).finish()  # noqa: E731
         for future in self._running:

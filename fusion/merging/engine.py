@@ -11,8 +11,10 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from fusion.config import UserError
+from fusion.config import UserError, raise_problems
 from fusion.config.schema import EngineConfig
+from fusion.merging import kernels
+from fusion.merging.arithmetic import on_cpu
 from fusion.merging.deltas import Block, Counts, ModelDeltas, Run, TensorDeltas
 from fusion.merging.evidence import Evidence
 from fusion.merging.method import MergedDelta, check_result
@@ -30,7 +32,11 @@ class Sink(Protocol):
     """Where blocks of merged tensors go."""
 
     def write(self, name: str, start: int, origin_N: Tensor | None, delta_N: Tensor) -> None:
-        """Take the elements from `start` on: the base's, and the unscaled merged delta. Called by several threads."""
+        """Take the elements from `start` on: the base's, and the unscaled merged delta. Called by several threads.
+
+        Raises:
+            UserError: the sum is not finite.
+        """
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,11 @@ class Held(Sink):
 
     def write(self, name: str, start: int, origin_N: Tensor | None, delta_N: Tensor) -> None:
         tensor = self.tensors[name]
-        values_N = delta_N if self.scale is None else scaled_sum(name, origin_N, delta_N, self.scale, tensor.dtype)
+        if self.scale is None:
+            raise_problems([] if is_finite(delta_N) else [f"'{name}': the merged delta is not finite"])
+            values_N = delta_N
+        else:
+            values_N = scaled_sum(name, origin_N, delta_N, self.scale, tensor.dtype)
         tensor.view(-1)[start : start + len(values_N)] = values_N
 
 
@@ -57,16 +67,21 @@ def scaled_sum(name: str, origin_N: Tensor | None, delta_N: Tensor, scale: float
     Raises:
         UserError: the result overflows the dtype.
     """
-    merged_N = delta_N.to(wide_dtype(dtype)) * scale
-    if origin_N is not None:
-        merged_N += origin_N.to(merged_N)
-    rounded_N = merged_N.to(dtype)
-    if not _is_finite(rounded_N):
+    rounded_N = torch.empty(delta_N.shape, dtype=dtype, device=delta_N.device)
+    if dtype == torch.bfloat16 and on_cpu(delta_N) and origin_N is not None:
+        arrays = delta_N.reshape(-1).numpy(), origin_N.reshape(-1).float().numpy()
+        finite = kernels.round_to_bfloat16(*arrays, scale, rounded_N.view(-1).view(torch.uint16).numpy())
+    else:
+        merged_N = delta_N.to(wide_dtype(dtype)) * scale
+        if origin_N is not None:
+            merged_N += origin_N.to(merged_N)
+        finite = is_finite(rounded_N.copy_(merged_N))
+    if not finite:
         raise UserError(f"'{name}' overflows {dtype} at scale {scale:g}: choose a smaller scale")
     return rounded_N
 
 
-def _is_finite(values_N: Tensor) -> bool:
+def is_finite(values_N: Tensor) -> bool:
     """Sums of squares are the quickest test; only they may overflow, so that a finite one proves it."""
     norm = torch.linalg.vector_norm(values_N, dtype=wide_dtype(values_N.dtype))
     return bool(torch.isfinite(norm)) or bool(torch.isfinite(values_N).all())
@@ -202,20 +217,24 @@ class TensorMerger:
             notes: dict[str, Counts] = {}
             origin_N, operands_JN = operands.load(*deltas.span(start))
             block = deltas.block(start, operands_JN, notes if operands.watched(start) else None)
-            delta_N = self._delta(merged, block, name, origin_N)
-            self._sink.write(name, start, origin_N, delta_N)
+            delta_N = self._delta(merged, block, origin_N)
+            try:
+                self._sink.write(name, start, origin_N, delta_N)
+            except UserError as error:
+                if is_finite(delta_N):
+                    raise
+                method = self._plan.method.name
+                raise UserError(f"merge method '{method}' made NaN or infinities of '{name}'") from error
             return notes
 
         notes = run(finish, deltas.starts)
         blocks = [operands.statistics[start] for start in deltas.starts]
         return TensorRecord.of(name, blocks, merged.coefficients, notes, merged.events, deltas.num_elements)
 
-    def _delta(self, merged: MergedDelta, block: Block, name: str, origin_N: Tensor | None) -> Tensor:
+    def _delta(self, merged: MergedDelta, block: Block, origin_N: Tensor | None) -> Tensor:
         method = self._plan.method
         delta_N = merged.delta(block)
         check_result(method, delta_N, merged.coefficients, block.deltas_JN)
         if origin_N is not None and method.operands == "weights":
             delta_N = (delta_N - origin_N).to(torch.float32)
-        if not _is_finite(delta_N):
-            raise UserError(f"merge method '{method.name}' made NaN or infinities of '{name}'")
         return delta_N

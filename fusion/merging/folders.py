@@ -90,7 +90,7 @@ def _merge_into(working: Path, plan: MergePlan, inputs: Mapping[str, Checkpoint]
     stamps = [Stamp.of(path) for path in _input_files(inputs)]
     output = Output(plan, _reference(inputs), working, _key(plan, stamps))
     records = dict(output.resumed)
-    with Digests(resources.threads) as digests:
+    with Digests(resources.threads, resources.checksums) as digests:
         for record in output.commit(merge_tensors(plan, resources, output, output.resumed)):
             records[record.name] = record
             for file in (

@@ -20,12 +20,14 @@ def versions() -> dict[str, str]:
 
 class HashedFolder(NamedTuple):
     folder: Path
-    files: Mapping[str, str]
-    """Path below the folder -> SHA-256."""
+    files: Mapping[str, str | None]
+    """Path below the folder -> SHA-256; None: it was not taken."""
 
     @classmethod
     def of(cls, folder: Path, files: Sequence[Path], digests: Mapping[Path, str]) -> "HashedFolder":
-        return cls(folder.resolve(), {file.relative_to(folder).as_posix(): digests[file] for file in sorted(files)})
+        return cls(
+            folder.resolve(), {file.relative_to(folder).as_posix(): digests.get(file) for file in sorted(files)}
+        )
 
 
 def write_manifest(
@@ -66,5 +68,7 @@ def differences(path: Path, *, check_inputs: bool = True) -> tuple[int, list[str
     return len(expected), [problem for problem in found if problem]
 
 
-def _changed(file: Path, digest: str) -> str:
+def _changed(file: Path, digest: str | None) -> str:
+    if digest is None:
+        return f"{file}: no checksum was taken (engine.checksums=false), so nobody can tell whether it is unchanged"
     return "" if file_hash(file) == digest else f"{file}: changed since the merge"

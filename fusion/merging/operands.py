@@ -3,8 +3,8 @@
 Shapes: J targets, N elements of a block.
 """
 
+import math
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fusion.config import UserError, raise_problems
-from fusion.merging.arithmetic import squared_norms
+from fusion.merging import kernels
+from fusion.merging.arithmetic import exact_where_needed, squared_norms
 from fusion.merging.checkpoint import Checkpoint
 from fusion.merging.deltas import Loaded, Run, block_length
 from fusion.merging.plan import MergePlan, State, input_labels
@@ -39,8 +40,8 @@ class Workspace(threading.local):
 class Reader(Protocol):
     """Reads elements of one tensor of one input."""
 
-    def read(self, start: int, stop: int, into: Tensor) -> Tensor:
-        """The elements [stop - start] in their own dtype; `into` is memory of that size which may be used for it."""
+    def read(self, start: int, into_N: Tensor) -> None:
+        """Fill `into_N` with the elements from `start` on, in their own dtype."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,8 @@ class FileReader:
     file: TensorFile
     name: str
 
-    def read(self, start: int, stop: int, into: Tensor) -> Tensor:
-        self.file.read_span(self.name, start, into)
-        return into
+    def read(self, start: int, into_N: Tensor) -> None:
+        self.file.read_span(self.name, start, into_N)
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class TensorReader:
 
     tensor_N: Tensor
 
-    def read(self, start: int, stop: int, into: Tensor) -> Tensor:
-        return self.tensor_N[start:stop].cpu()
+    def read(self, start: int, into_N: Tensor) -> None:
+        into_N.copy_(self.tensor_N[start : start + len(into_N)])
 
 
 def reader_of(state: State, name: str) -> Reader:
@@ -81,11 +81,14 @@ class TensorOperands:
         spec = plan.specs[name]
         self._plan, self._name, self._workspace, self._device = plan, name, workspace, device
         self._dtype, self._length, self._num_elements = spec.dtype, block_length(spec.shape), spec.num_elements
+        self._first = len(plan.inputs) - len(plan.targets)
+        """Which input is the first target: 1 behind a base, else 0."""
+        self._subtracts = bool(self._first) and plan.method.operands == "deltas"
         self._readers = [reader_of(state, name) for state in plan.inputs.values()]
         from_files = any(isinstance(reader, FileReader) for reader in self._readers)
         self._keeps = from_files and len(self._readers) * spec.num_bytes <= keep_bytes
-        self._arenas: list[Tensor] = []
-        self._kept: dict[int, list[Tensor]] = {}
+        self._arena: Tensor | None = None
+        self._kept: dict[int, Tensor] = {}
         self._whole: Tensor | None = None
         self.statistics: dict[int, BlockStatistics] = {}
 
@@ -94,8 +97,8 @@ class TensorOperands:
         return start // self._length % WATCH_EVERY == 0
 
     def keep(self) -> None:
-        if self._keeps and not self._arenas:
-            self._arenas = self._buffers("kept", self._num_elements)
+        if self._keeps and self._arena is None:
+            self._arena = self._buffer("kept", self._num_elements)
 
     def load(self, start: int, stop: int) -> Loaded:
         """The elements from `start` to before `stop`, which must be a block.
@@ -103,17 +106,21 @@ class TensorOperands:
         Raises:
             UserError: an input holds NaN or infinities there.
         """
-        raws = self._raws(start, stop)
-        origin_N = None if self._plan.base is None else self._origin(raws[0])
+        raws_IN = self._raws(start, stop)
         if self._whole is not None:
-            return Loaded(origin_N, self._whole[:, start:stop])
-        operands_JN = self._operands(origin_N, raws[-len(self._plan.targets) :])
+            return Loaded(self._origin(raws_IN), self._whole[:, start:stop])
+        if self._dtype == torch.bfloat16 and self._device == CPU:
+            loaded, squares_J, is_finite = self._load_compiled(raws_IN)
+        else:
+            origin_N = self._origin(raws_IN)
+            loaded = Loaded(origin_N, self._operands(origin_N, raws_IN[self._first :]))
+            squares_J = squared_norms(loaded.operands_JN)
+            is_finite = origin_N is None or math.isfinite(squared_norms(origin_N[None]))
         if start not in self.statistics:
-            found = BlockStatistics.of(operands_JN, self.watched(start))
-            if not bool(torch.isfinite(found.squares_J).all()) or not _is_finite(origin_N):
-                self._refuse(raws)
-            self.statistics[start] = found
-        return Loaded(origin_N, operands_JN)
+            if not is_finite or not all(map(math.isfinite, squares_J.tolist())):
+                self._refuse(raws_IN)
+            self.statistics[start] = BlockStatistics.of(loaded.operands_JN, squares_J, self.watched(start))
+        return loaded
 
     def whole(self, run: Run) -> Tensor:
         if self._whole is None:
@@ -127,42 +134,63 @@ class TensorOperands:
             self._whole = whole
         return self._whole
 
-    def _raws(self, start: int, stop: int) -> list[Tensor]:
-        """Elements of all inputs in their own dtype, on the CPU; only the base's once all targets are held whole."""
+    def _raws(self, start: int, stop: int) -> Tensor:
+        """Elements of all inputs in their own dtype, on the CPU, [I, N].
+
+        Once all targets are held whole, only those of the base are read.
+        """
         if start in self._kept:
             return self._kept[start]
-        readers = self._readers if self._whole is None else self._readers[: -len(self._plan.targets)]
-        into = [arena[start:stop] for arena in self._arenas] or self._buffers("read", stop - start)
-        raws = [reader.read(start, stop, part) for reader, part in zip(readers, into, strict=False)]
-        if self._arenas:
-            self._kept[start] = raws
-        return raws
+        num_inputs, size = len(self._readers), stop - start
+        flat = self._buffer("read", size) if self._arena is None else self._arena[num_inputs * start :]
+        raws_IN = flat[: num_inputs * size].view(num_inputs, size)
+        readers = self._readers if self._whole is None else self._readers[: self._first]
+        for reader, raw_N in zip(readers, raws_IN, strict=False):
+            reader.read(start, raw_N)
+        if self._arena is not None:
+            self._kept[start] = raws_IN
+        return raws_IN
 
-    def _buffers(self, name: str, num_elements: int) -> list[Tensor]:
+    def _buffer(self, name: str, num_elements: int) -> Tensor:
         """Memory on the CPU for so many elements of every input."""
-        places = range(len(self._readers))
-        return [self._workspace.buffer((name, place), num_elements, self._dtype, CPU) for place in places]
+        return self._workspace.buffer(name, len(self._readers) * num_elements, self._dtype, CPU)
 
-    def _origin(self, raw_N: Tensor) -> Tensor:
-        origin_N = self._workspace.buffer("origin", len(raw_N), wide_dtype(self._dtype), self._device)
-        return origin_N.copy_(raw_N)
+    def _load_compiled(self, raws_IN: Tensor) -> tuple[Loaded, Tensor, bool]:
+        """Origin and operands, the operands' squared norms, and whether the origin is finite: in one pass."""
+        num_inputs, size = raws_IN.shape
+        origin_N = self._workspace.buffer("origin", size * self._first, torch.float32, CPU)
+        operands_JN = self._operands_buffer(num_inputs - self._first, size)
+        squares_J = torch.empty(len(operands_JN), dtype=torch.float64)
+        raws = raws_IN.view(torch.uint16).numpy()
+        arrays = origin_N.numpy(), operands_JN.numpy(), squares_J.numpy()
+        base_square = kernels.load_bfloat16(
+            raws[: self._first].reshape(-1), raws[self._first :], self._subtracts, *arrays
+        )
+        is_finite = math.isfinite(base_square) or bool(torch.isfinite(origin_N).all())
+        loaded = Loaded(origin_N if self._first else None, operands_JN)
+        return loaded, exact_where_needed(squares_J, operands_JN), is_finite
 
-    def _operands(self, origin_N: Tensor | None, raws: Sequence[Tensor]) -> Tensor:
-        size = len(raws) * len(raws[0])
-        operands_JN = self._workspace.buffer("operands", size, torch.float32, self._device).view(len(raws), -1)
-        subtrahend_N = origin_N if self._plan.method.operands == "deltas" else None
-        for operands_N, raw_N in zip(operands_JN, raws, strict=True):
-            if subtrahend_N is None:
-                operands_N.copy_(raw_N)
-            elif subtrahend_N.dtype == torch.float32:
-                operands_N.copy_(raw_N).sub_(subtrahend_N)
-            else:
-                operands_N.copy_(raw_N.to(subtrahend_N) - subtrahend_N)
-        return operands_JN
+    def _origin(self, raws_IN: Tensor) -> Tensor | None:
+        if not self._first:
+            return None
+        size, dtype = raws_IN.shape[1], wide_dtype(self._dtype)
+        return self._workspace.buffer("origin", size, dtype, self._device).copy_(raws_IN[0])
 
-    def _refuse(self, raws: Sequence[Tensor]) -> None:
+    def _operands(self, origin_N: Tensor | None, raws_JN: Tensor) -> Tensor:
+        operands_JN = self._operands_buffer(*raws_JN.shape)
+        if origin_N is None or not self._subtracts:
+            return operands_JN.copy_(raws_JN)
+        if origin_N.dtype == torch.float32:
+            return operands_JN.copy_(raws_JN).sub_(origin_N)
+        return operands_JN.copy_(raws_JN.to(origin_N) - origin_N)
+
+    def _operands_buffer(self, num_targets: int, size: int) -> Tensor:
+        flat = self._workspace.buffer("operands", num_targets * size, torch.float32, self._device)
+        return flat.view(num_targets, size)
+
+    def _refuse(self, raws_IN: Tensor) -> None:
         labels = input_labels(self._plan.inputs)
-        spoilt = [label for label, raw_N in zip(labels, raws, strict=True) if not bool(torch.isfinite(raw_N).all())]
+        spoilt = [label for label, raw_N in zip(labels, raws_IN, strict=True) if not bool(torch.isfinite(raw_N).all())]
         raise_problems(
             [f"{label}: '{self._name}' holds NaN or infinities: merging would spread them" for label in spoilt]
         )
@@ -172,7 +200,3 @@ class TensorOperands:
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """What tensors of a dtype are computed in: float32 or better."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _is_finite(origin_N: Tensor | None) -> bool:
-    return origin_N is None or bool(torch.isfinite(squared_norms(origin_N[None])).all())

@@ -21,6 +21,7 @@ class Resources:
     memory: int
     threads: int
     device: torch.device
+    checksums: bool = True
 
     @classmethod
     def of(cls, config: EngineConfig) -> "Resources":
@@ -31,7 +32,7 @@ class Resources:
             if index >= torch.cuda.device_count():
                 raise UserError(f"engine.device={config.device}: there is no such CUDA device here; take cpu")
             device = torch.device("cuda", index)
-        return cls(num_bytes(config.memory), config.threads or len(os.sched_getaffinity(0)), device)
+        return cls(num_bytes(config.memory), config.threads or len(os.sched_getaffinity(0)), device, config.checksums)
 
     @property
     def kept_per_thread(self) -> int:

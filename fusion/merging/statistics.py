@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fusion.merging.arithmetic import squared_norms
+from fusion.merging import kernels
+from fusion.merging.arithmetic import on_cpu, rows
 from fusion.merging.deltas import Counts
 
 WATCH_EVERY = 8
@@ -26,14 +27,10 @@ class BlockStatistics:
     num_conflicts: int = 0
 
     @classmethod
-    def of(cls, deltas_JN: Tensor, watched: bool) -> "BlockStatistics":
-        squares_J = squared_norms(deltas_JN)
+    def of(cls, deltas_JN: Tensor, squares_J: Tensor, watched: bool) -> "BlockStatistics":
         if not watched:
             return cls(squares_J)
-        wide_JN = deltas_JN.double()
-        conflicts_N = (deltas_JN.amax(dim=0) > 0) & (deltas_JN.amin(dim=0) < 0)
-        products_JJ = (wide_JN @ wide_JN.T).cpu()
-        return cls(squares_J, deltas_JN.shape[1], products_JJ, int(torch.count_nonzero(conflicts_N)))
+        return cls(squares_J, deltas_JN.shape[1], *_angles(deltas_JN))
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,17 @@ class TensorRecord:
             _total(notes, factor),
             list(events),
         )
+
+
+def _angles(deltas_JN: Tensor) -> tuple[Tensor, int]:
+    """Inner products [J, J], float64, and the number of positions with both signs."""
+    if on_cpu(deltas_JN):
+        products_JJ = torch.empty(len(deltas_JN), len(deltas_JN), dtype=torch.float64)
+        kernels.inner_products(rows(deltas_JN), products_JJ.numpy())
+        return products_JJ, kernels.count_conflicts(rows(deltas_JN))
+    wide_JN = deltas_JN.double()
+    conflicts_N = (deltas_JN.amax(dim=0) > 0) & (deltas_JN.amin(dim=0) < 0)
+    return (wide_JN @ wide_JN.T).cpu(), int(torch.count_nonzero(conflicts_N))
 
 
 def _total(notes: Iterable[dict[str, Counts]], factor: float) -> dict[str, list[float]]:

@@ -82,7 +82,7 @@ class TensorFile:
         """
         offset, missing = self._offset(name, start), _bytes_of(into_N)
         while missing:
-            num_bytes = os.preadv(self._file.fileno(), [missing], offset)
+            num_bytes = os.preadv(self._file.fileno(), (missing,), offset)
             if not num_bytes:
                 raise UserError(f"{self.path}: '{name}' ends early: the file was changed while it was read")
             offset, missing = offset + num_bytes, missing[num_bytes:]
@@ -123,7 +123,7 @@ class TensorFile:
 
 
 def _bytes_of(values_N: Tensor) -> memoryview:
-    return memoryview(values_N.view(torch.uint8).numpy().data)
+    return values_N.view(torch.uint8).numpy().data
 
 
 def open_tensor_file(path: Path) -> TensorFile:

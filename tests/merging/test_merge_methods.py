@@ -171,7 +171,7 @@ def test_weights_and_densities_may_be_given_per_target() -> None:
 def largest_of(keys_KN: Tensor, counts: list[int]) -> Tensor:
     """The mask [K, N] of a selection over several blocks."""
     lazy = TensorDeltas.of(keys_KN)
-    chosen = largest(lazy, count_keys(lazy, lambda block: block.deltas_JN), counts)
+    chosen = largest(lazy, count_keys(lazy, lambda block: block.deltas_JN, len(counts)), counts)
     return torch.cat(lazy.map(lambda block: chosen.mask(block, block.deltas_JN)), dim=1)
 
 

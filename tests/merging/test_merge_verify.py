@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fusion.config.schema import EngineConfig
 from fusion.merging import merge_folders
 from fusion.merging.verify import main
 
@@ -61,3 +62,14 @@ def test_the_command_needs_no_torch(run: Path) -> None:
         "except SystemExit as end: assert end.code == 0 and 'torch' not in sys.modules, sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, run], cwd=ROOT, check=True)
+
+
+def test_a_merge_without_checksums_cannot_be_verified_and_says_so(
+    family: tuple[Path, list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merge_folders("linear", *family, tmp_path / "model", engine=EngineConfig(checksums=False))
+    merge_folders("linear", *family, tmp_path / "checked")
+    weights = (tmp_path / name / "model.safetensors" for name in ("model", "checked"))
+    assert next(weights).read_bytes() == next(weights).read_bytes()
+    assert main([str(tmp_path / "model"), "--outputs-only"]) == 2
+    assert "model.safetensors: no checksum was taken (engine.checksums=false)" in capsys.readouterr().err

@@ -1,7 +1,5 @@
-from torch import Tensor
-
-from fusion.merging.arithmetic import agreed_sum, majority
-from fusion.merging.deltas import Block, TensorDeltas
+from fusion.merging.arithmetic import elected_sum
+from fusion.merging.deltas import TensorDeltas
 from fusion.merging.dropping import Rescale, drop_and_rescale
 from fusion.merging.method import MergedDelta, merge_method
 from fusion.merging.parameters import Density, Weight, normalizable, per_target
@@ -19,10 +17,4 @@ def dare_ties(
     """DARE's random dropping in the place of TIES' trimming, then its sign election."""
     weights_J = per_target(weight, deltas.num_targets)
     kept = drop_and_rescale(deltas, per_target(density, deltas.num_targets), rescale)
-
-    def merged(block: Block) -> Tensor:
-        kept_JN = kept(block)
-        signs_N = majority(kept_JN * weights_J[:, None].to(kept_JN))
-        return agreed_sum(block, kept_JN, weights_J, signs_N, renormalize=normalize)
-
-    return MergedDelta(merged, weights_J)
+    return MergedDelta(lambda block: elected_sum(block, kept(block), weights_J, renormalize=normalize), weights_J)

@@ -1,9 +1,7 @@
 from typing import Any, Literal
 
-from torch import Tensor
-
-from fusion.merging.arithmetic import agreed_sum, majority
-from fusion.merging.deltas import Block, ModelDeltas, TensorDeltas
+from fusion.merging.arithmetic import elected_sum
+from fusion.merging.deltas import ModelDeltas, TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
 from fusion.merging.parameters import Density, Weight, normalizable, per_target
 from fusion.merging.selection import Trimmer, trimmer
@@ -37,10 +35,4 @@ def ties(
     """
     weights_J = per_target(weight, deltas.num_targets)
     trimmed = deltas.survey if trim == "model" else trimmer(deltas, per_target(density, deltas.num_targets))
-
-    def merged(block: Block) -> Tensor:
-        trimmed_JN = trimmed(block)
-        signs_N = majority(trimmed_JN * weights_J[:, None].to(trimmed_JN))
-        return agreed_sum(block, trimmed_JN, weights_J, signs_N, renormalize=normalize)
-
-    return MergedDelta(merged, weights_J)
+    return MergedDelta(lambda block: elected_sum(block, trimmed(block), weights_J, renormalize=normalize), weights_J)

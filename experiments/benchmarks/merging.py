@@ -1,0 +1,161 @@
+"""Merging against mergekit 0.1.5 (https://github.com/arcee-ai/mergekit), memory against model size, and sweeps.
+
+    python -m venv mergekit-venv && mergekit-venv/bin/pip install -r experiments/benchmarks/mergekit.txt
+    python experiments/benchmarks/merging.py --mergekit mergekit-venv/bin/python --work FOLDER
+
+`FOLDER` takes 6 GB, with `--large` 40 GB. Both programs merge a base and five targets in bfloat16, made of seeds, from
+a warm page cache, in turn, `--rounds` times; the shortest run of each counts. mergekit writes asynchronously with two
+threads, which is its quickest way here, and computes in bfloat16 (its quickest) and in float32 (as we do). Our merges
+run as `engine.checksums=false`, the same work, and once more with checksums.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from measure import RESULTS, Row, parser, report, seconds
+from merge_models import LARGE, SMALL, TINY, Shape, make_models
+from merge_reference import Error, errors
+from merge_runs import Inputs, Run, mergekit, ours
+
+THREADS = 2
+NUM_TARGETS = 5
+GIBI = 1 << 30
+METHODS: dict[str, dict[str, Any]] = {
+    "linear": {"weight": 0.2},
+    "task_arithmetic": {"weight": 0.3},
+    "dare_linear": {"weight": 0.2, "density": 0.6, "normalize": True},
+    "ties": {"weight": 0.2, "density": 0.6, "normalize": True},
+    "sce_mergekit": {"tau": 0.1},
+}
+"""FuseChat's published baselines; SCE as mergekit computes it, so that the outputs can be compared."""
+UNKNOWN = ("dare_linear",)
+"""Methods of whose masks mergekit tells nothing."""
+CHECKED = (
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.layers.0.mlp.down_proj.weight",
+    "model.layers.11.mlp.up_proj.weight",
+    "model.norm.weight",
+)
+DTYPES = ("bfloat16", "float32")
+"""What mergekit computes in."""
+
+
+def compare(inputs: Inputs, method: str, python: str | None, rounds: int) -> tuple[list[Row], dict[str, Any]]:
+    """Rows of seconds and memory of one method, and facts about the outputs."""
+    parameters = METHODS[method]
+    best: dict[str, Run] = {}
+    facts: dict[str, Any] = {"load_average": [], "error": {}}
+    for _ in range(rounds):
+        facts["load_average"].append(os.getloadavg()[0])
+        for name, run in _runs(inputs, method, parameters, python):
+            if name not in best or run.seconds < best[name].seconds:
+                best[name] = run
+            if name not in facts["error"] and (name.startswith("ours") or method not in UNKNOWN):
+                facts["error"][name] = _error(run, inputs, method, parameters)._asdict()
+    mine, checked = best["ours"], best["ours with checksums"]
+    rows = []
+    for name, run in best.items():
+        if name.startswith("mergekit"):
+            rows.append(Row(f"{method}: {name}", run.seconds, mine.seconds, "s"))
+            rows.append(Row(f"{method}: {name}, whole command", run.command_seconds, mine.command_seconds, "s"))
+            rows.append(Row(f"{method}: {name}, ours with checksums", run.seconds, checked.seconds, "s"))
+            rows.append(Row(f"{method}: {name}, own memory", run.anonymous / GIBI, mine.anonymous / GIBI, "GiB"))
+            rows.append(Row(f"{method}: {name}, resident", run.resident / GIBI, mine.resident / GIBI, "GiB"))
+    if python is None:
+        rows += [Row(f"{method}", None, mine.seconds, "s"), Row(method, None, mine.resident / GIBI, "GiB")]
+    facts["speed"] = {name: best[name].report["speed"] / 1e9 for name in ("ours", "ours with checksums")}
+    return rows, facts
+
+
+def _runs(inputs: Inputs, method: str, parameters: dict[str, Any], python: str | None) -> Iterator[tuple[str, Run]]:
+    yield "ours", ours(inputs, method, parameters, threads=THREADS, checksums=False, probe_disk=False)
+    for dtype in DTYPES if python else ():
+        yield f"mergekit in {dtype}", mergekit(inputs, str(python), method, parameters, dtype, THREADS)
+    yield "ours with checksums", ours(inputs, method, parameters, threads=THREADS, probe_disk=False)
+
+
+def _error(run: Run, inputs: Inputs, method: str, parameters: dict[str, Any]) -> Error:
+    return errors(run.out, inputs.base, inputs.targets, CHECKED, method, parameters)
+
+
+def copies(inputs: Inputs) -> dict[str, float]:
+    """GB read and written per second by a plain copy of the base, left in memory and brought to the disk."""
+    source = inputs.base / "model.safetensors"
+    num_bytes = 2 * source.stat().st_size / 1e9
+    return {
+        name: num_bytes / seconds(lambda flush=flush: _copy(source, inputs.work / "copy", flush), repeats=3)
+        for name, flush in (("in memory", False), ("on the disk", True))
+    }
+
+
+def _copy(source: Path, copied: Path, flush: bool) -> None:
+    shutil.copyfile(source, copied)
+    with copied.open("rb") as file:
+        if flush:
+            os.fsync(file.fileno())
+
+
+def memory(work: Path, sizes: Sequence[tuple[str, Shape]], methods: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    """Merges of a base and three targets of growing size."""
+    for name, shape in sizes:
+        base, targets = make_models(work / name, shape, 3)
+        for method in methods:
+            run = ours(Inputs(base, targets, work), method, METHODS[method], threads=THREADS)
+            yield (
+                f"{name}, {method}",
+                {
+                    "elements": shape.num_elements,
+                    "own_memory_gib": run.anonymous / GIBI,
+                    "resident_gib": run.resident / GIBI,
+                    "seconds": run.seconds,
+                    "speed_gb_s": run.report["speed"] / 1e9,
+                },
+            )
+
+
+def main() -> None:
+    options = parser("Merging against mergekit, and memory against model size.")
+    options.add_argument(
+        "--mergekit", metavar="PYTHON", help="a Python that has mergekit (mergekit.txt); else no ratios"
+    )
+    options.add_argument(
+        "--work", type=Path, required=True, help="folder for models and outputs, kept for the next run"
+    )
+    options.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--large", action="store_true", help="also merge four models of three billion parameters")
+    given = options.parse_args()
+    base, targets = make_models(given.work / "0.4B", SMALL, NUM_TARGETS)
+    inputs = Inputs(base, targets, given.work)
+    warm(inputs)
+    facts: dict[str, Any] = {"models": f"base and {NUM_TARGETS} targets, {SMALL.num_elements:,} parameters, bfloat16"}
+    facts["copy_gb_s_before"], rows = copies(inputs), []
+    for method in given.methods:
+        own, facts[method] = compare(inputs, method, given.mergekit, given.rounds)
+        rows += own
+    facts["copy_gb_s_after"] = copies(inputs)
+    sizes = [("0.1B", TINY), ("0.4B", SMALL)] + ([("3B", LARGE)] if given.large else [])
+    for name, found in memory(given.work, sizes, ("linear", "ties")):
+        facts[f"memory of {name}"] = found
+        rows.append(Row(f"{name}: own memory", None, found["own_memory_gib"], "GiB"))
+        rows.append(Row(f"{name}: speed", None, found["speed_gb_s"], "GB/s"))
+    report("Merging against mergekit 0.1.5", rows, given.out or RESULTS / "merging.json", **facts)
+
+
+def warm(inputs: Inputs) -> None:
+    """Bring the inputs into the page cache."""
+    piece = bytearray(1 << 24)
+    for folder in (inputs.base, *inputs.targets):
+        with (folder / "model.safetensors").open("rb", buffering=0) as file:
+            while file.readinto(piece):
+                pass
+
+
+if __name__ == "__main__":
+    started = time.monotonic()
+    main()
+    print(f"{time.monotonic() - started:.0f} s")

@@ -1,0 +1,211 @@
+"""The inner loops of a merge on a CPU, compiled: one pass over a block instead of one per operation.
+
+They hold no lock, so the threads of a merge run at the same time. Sums are spelt out as in the Torch expressions
+that stand beside their calls and serve other devices. Only sums of squares may be reassociated, within runs of
+`SHORT` elements. Whole numbers are widened first, since NumPy's rules would turn them into float64.
+Shapes: K rows (targets or keys), N elements of a block, H halves of bit patterns.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+SHORT = 1024
+"""Elements that are summed in float32; what is beyond is summed in float64."""
+TILE = 2048
+"""Elements that stay in a core's nearest cache while all targets are added to them."""
+UPPER = np.uint32(16)
+SIGN_OFF = np.uint32(0x7FFF_FFFF)
+ALMOST_HALF = np.uint32(0xFFFF)
+LOWER = np.uint32(0xFFFF)
+INFINITE = np.uint32(0x7F80)
+ZERO, ONE = np.float32(0), np.float32(1)
+
+
+@njit(cache=True, nogil=True)
+def _widen(raw_N: Any, wide_N: Any) -> None:
+    for n in range(len(raw_N)):
+        wide_N[n] = np.uint32(raw_N[n]) << UPPER
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc"})
+def _square(values_N: Any) -> Any:
+    total = ZERO
+    for n in range(len(values_N)):
+        total += values_N[n] * values_N[n]
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc"})
+def _product(values_N: Any, others_N: Any) -> float:
+    total = 0.0
+    for n in range(len(values_N)):
+        total += np.float64(values_N[n]) * np.float64(others_N[n])
+    return total
+
+
+@njit(cache=True, nogil=True)
+def load_bfloat16(
+    base_N: Any, targets_KN: Any, subtracts: bool, origin_N: Any, operands_KN: Any, squares_K: Any
+) -> float:
+    """Widen bit patterns of bfloat16 (uint16) to float32, which is exact, and subtract the base.
+
+    Fills `origin_N`, `operands_KN` and the squared norms of the operands, float64; returns that of the base. Without
+    a base `base_N` and `origin_N` are empty.
+    """
+    origin_square = 0.0
+    squares_K[:] = 0.0
+    for start in range(0, targets_KN.shape[1], SHORT):
+        origin_S = origin_N[start : start + SHORT]
+        _widen(base_N[start : start + SHORT], origin_S.view(np.uint32))
+        origin_square += np.float64(_square(origin_S))
+        for k in range(len(targets_KN)):
+            operands_S = operands_KN[k, start : start + SHORT]
+            _widen(targets_KN[k, start : start + SHORT], operands_S.view(np.uint32))
+            if subtracts:
+                for n in range(len(operands_S)):
+                    operands_S[n] -= origin_S[n]
+            squares_K[k] += np.float64(_square(operands_S))
+    return origin_square
+
+
+@njit(cache=True, nogil=True)
+def squared_norms(values_KN: Any, squares_K: Any) -> None:
+    """Sums of squares of float32 rows: runs of `SHORT` in float32, their sum in float64."""
+    squares_K[:] = 0.0
+    for k in range(len(values_KN)):
+        values_N = values_KN[k]
+        for start in range(0, len(values_N), SHORT):
+            squares_K[k] += np.float64(_square(values_N[start : start + SHORT]))
+
+
+@njit(cache=True, nogil=True)
+def inner_products(values_KN: Any, products_KK: Any) -> None:
+    """Between float32 rows, summed in float64."""
+    products_KK[:] = 0.0
+    for start in range(0, values_KN.shape[1], SHORT):
+        for k in range(len(values_KN)):
+            for m in range(k + 1):
+                stop = start + SHORT
+                products_KK[k, m] += _product(values_KN[k, start:stop], values_KN[m, start:stop])
+    for k in range(len(values_KN)):
+        for m in range(k):
+            products_KK[m, k] = products_KK[k, m]
+
+
+@njit(cache=True, nogil=True)
+def count_conflicts(values_KN: Any) -> int:
+    """Positions at which one row is above zero and another below."""
+    count = 0
+    lowest_T, highest_T = np.empty(TILE, dtype=np.float32), np.empty(TILE, dtype=np.float32)
+    for start in range(0, values_KN.shape[1], TILE):
+        lowest_T[:] = ZERO
+        highest_T[:] = ZERO
+        for k in range(len(values_KN)):
+            values_T = values_KN[k, start : start + TILE]
+            for n in range(len(values_T)):
+                lowest_T[n] = min(lowest_T[n], values_T[n])
+                highest_T[n] = max(highest_T[n], values_T[n])
+        for n in range(TILE):
+            count += (lowest_T[n] < ZERO) & (highest_T[n] > ZERO)
+    return count
+
+
+@njit(cache=True, nogil=True)
+def weighted_sum(values_KN: Any, weights_K: Any, total_N: Any) -> None:
+    """sum_k w_k v_k, row by row, float32."""
+    for start in range(0, len(total_N), TILE):
+        total_T = total_N[start : start + TILE]
+        total_T[:] = ZERO
+        for k in range(len(values_KN)):
+            values_T, weight = values_KN[k, start : start + TILE], weights_K[k]
+            for n in range(len(total_T)):
+                total_T[n] += values_T[n] * weight
+
+
+@njit(cache=True, nogil=True)
+def agreed_sum(
+    deltas_KN: Any, weights_K: Any, signs_N: Any, renormalize: bool, least_divisor: float, total_N: Any
+) -> None:
+    """As `fusion.merging.arithmetic.agreed_sum`, float32."""
+    divisor_T = np.empty(TILE, dtype=np.float32)
+    least = np.float32(least_divisor)
+    for start in range(0, len(total_N), TILE):
+        total_T, signs_T = total_N[start : start + TILE], signs_N[start : start + TILE]
+        total_T[:] = ZERO
+        divisor_T[:] = ZERO
+        for k in range(len(deltas_KN)):
+            deltas_T, weight = deltas_KN[k, start : start + TILE], weights_K[k]
+            for n in range(len(total_T)):
+                voted = deltas_T[n] * weight * signs_T[n]
+                total_T[n] += voted if voted > ZERO else ZERO
+                divisor_T[n] += weight if voted > ZERO else ZERO
+        for n in range(len(total_T)):
+            divisor = divisor_T[n] if renormalize else ONE
+            divisor = max(divisor, least) if least > ZERO else (divisor if divisor != ZERO else ONE)
+            total_T[n] = total_T[n] * signs_T[n] / divisor
+
+
+@njit(cache=True, nogil=True)
+def variance(deltas_KN: Any, variance_N: Any) -> None:
+    """As `fusion.merging.selection.variance`, float32."""
+    sum_T = np.empty(TILE, dtype=np.float32)
+    count = np.float32(len(deltas_KN))
+    for start in range(0, len(variance_N), TILE):
+        first_T, squares_T = deltas_KN[0, start : start + TILE], variance_N[start : start + TILE]
+        sum_T[:] = ZERO
+        squares_T[:] = ZERO
+        for k in range(1, len(deltas_KN)):
+            deltas_T = deltas_KN[k, start : start + TILE]
+            for n in range(len(squares_T)):
+                difference = deltas_T[n] - first_T[n]
+                sum_T[n] += difference
+                squares_T[n] += difference * difference
+        for n in range(len(squares_T)):
+            mean = sum_T[n] / count
+            squares_T[n] = squares_T[n] / count - mean * mean
+
+
+@njit(cache=True, nogil=True)
+def round_to_bfloat16(delta_N: Any, origin_N: Any, scale: float, rounded_N: Any) -> bool:
+    """origin + scale * delta as bit patterns of bfloat16 (uint16), to the nearest, ties to even.
+
+    Returns whether all are finite; NaN needs no care, since the caller refuses it.
+    """
+    factor, largest = np.float32(scale), np.uint32(0)
+    merged_T = np.empty(TILE, dtype=np.float32)
+    patterns_T = merged_T.view(np.uint32)
+    for start in range(0, len(delta_N), TILE):
+        delta_T, rounded_T = delta_N[start : start + TILE], rounded_N[start : start + TILE]
+        origin_T = origin_N[start : start + TILE]
+        for n in range(len(delta_T)):
+            merged_T[n] = delta_T[n] * factor + origin_T[n]
+        for n in range(len(delta_T)):
+            pattern = patterns_T[n]
+            half = (pattern + np.uint32(0x7FFF) + (pattern >> UPPER & np.uint32(1))) >> UPPER
+            is_special = pattern & SIGN_OFF >= np.uint32(0x7F80_0000)
+            half = pattern >> UPPER | np.uint32(is_special) if is_special else half
+            largest = max(largest, half & INFINITE)
+            rounded_T[n] = np.uint16(half)
+    return bool(largest < INFINITE)
+
+
+@njit(cache=True, nogil=True)
+def count_upper_halves(keys_KN: Any, counts_KH: Any) -> None:
+    """Count, per row of float32 bit patterns, the upper halves of the magnitudes moved up by almost half."""
+    for k in range(len(keys_KN)):
+        keys_N, counts_H = keys_KN[k], counts_KH[k]
+        for n in range(len(keys_N)):
+            counts_H[((keys_N[n] & SIGN_OFF) + ALMOST_HALF) >> UPPER] += 1
+
+
+@njit(cache=True, nogil=True)
+def count_lower_halves(keys_KN: Any, uppers_K: Any, counts_KH: Any) -> None:
+    """Count the lower halves of those whose upper half is `uppers_K`."""
+    for k in range(len(keys_KN)):
+        keys_N, counts_H, upper = keys_KN[k], counts_KH[k], np.uint32(uppers_K[k])
+        for n in range(len(keys_N)):
+            moved = (keys_N[n] & SIGN_OFF) + ALMOST_HALF
+            if moved >> UPPER == upper:
+                counts_H[moved & LOWER] += 1
