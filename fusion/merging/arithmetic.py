@@ -26,9 +26,9 @@ def rows(values_JN: Tensor) -> np.ndarray:
     return values_JN.contiguous().numpy()
 
 
-def short(weights_J: Tensor) -> np.ndarray:
-    """Weights in float32, in which they are multiplied."""
-    return weights_J.to(torch.float32).numpy()
+def wide(weights_J: Tensor) -> np.ndarray:
+    """Weights for the compiled loops."""
+    return weights_J.to(torch.float64).numpy()
 
 
 def sum_over_targets(values_JN: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def weighted_sum(values_JN: Tensor, weights_J: Tensor) -> Tensor:
     """sum_j w_j v_j in float32, [N]."""
     if on_cpu(values_JN):
         total_N = torch.empty_like(values_JN[0])
-        kernels.weighted_sum(rows(values_JN), short(weights_J), total_N.numpy())
+        kernels.weighted_sum(rows(values_JN), wide(weights_J), total_N.numpy())
         return total_N
     weights = weights_J.tolist()
     total_N = values_JN[0] * weights[0]
@@ -115,7 +115,7 @@ def agreed_sum(
     if on_cpu(deltas_JN):
         total_N = torch.empty_like(signs_N)
         options = renormalize, float(least_divisor)
-        kernels.agreed_sum(rows(deltas_JN), short(weights_J), signs_N.numpy(), *options, total_N.numpy())
+        kernels.agreed_sum(rows(deltas_JN), wide(weights_J), signs_N.numpy(), *options, total_N.numpy())
         return total_N
     agreeing_JN = _agreeing(deltas_JN, weights_J, signs_N)
     total_N = sum_over_targets(agreeing_JN).mul_(signs_N)

@@ -114,37 +114,39 @@ def count_conflicts(values_KN: Any) -> int:
 
 @njit(cache=True, nogil=True)
 def weighted_sum(values_KN: Any, weights_K: Any, total_N: Any) -> None:
-    """sum_k w_k v_k, row by row, float32."""
+    """sum_k w_k v_k, row by row, in float64, rounded once to float32."""
+    sum_T = np.empty(TILE, dtype=np.float64)
     for start in range(0, len(total_N), TILE):
         total_T = total_N[start : start + TILE]
-        total_T[:] = ZERO
+        sum_T[:] = 0.0
         for k in range(len(values_KN)):
             values_T, weight = values_KN[k, start : start + TILE], weights_K[k]
             for n in range(len(total_T)):
-                total_T[n] += values_T[n] * weight
+                sum_T[n] += np.float64(values_T[n]) * weight
+        for n in range(len(total_T)):
+            total_T[n] = np.float32(sum_T[n])
 
 
 @njit(cache=True, nogil=True)
 def agreed_sum(
     deltas_KN: Any, weights_K: Any, signs_N: Any, renormalize: bool, least_divisor: float, total_N: Any
 ) -> None:
-    """As `fusion.merging.arithmetic.agreed_sum`, float32."""
-    divisor_T = np.empty(TILE, dtype=np.float32)
-    least = np.float32(least_divisor)
+    """As `fusion.merging.arithmetic.agreed_sum`, in float64, rounded once to float32."""
+    sum_T, divisor_T = np.empty(TILE, dtype=np.float64), np.empty(TILE, dtype=np.float64)
     for start in range(0, len(total_N), TILE):
         total_T, signs_T = total_N[start : start + TILE], signs_N[start : start + TILE]
-        total_T[:] = ZERO
-        divisor_T[:] = ZERO
+        sum_T[:] = 0.0
+        divisor_T[:] = 0.0
         for k in range(len(deltas_KN)):
             deltas_T, weight = deltas_KN[k, start : start + TILE], weights_K[k]
             for n in range(len(total_T)):
-                voted = deltas_T[n] * weight * signs_T[n]
-                total_T[n] += voted if voted > ZERO else ZERO
-                divisor_T[n] += weight if voted > ZERO else ZERO
+                voted = np.float64(deltas_T[n]) * weight * np.float64(signs_T[n])
+                sum_T[n] += voted if voted > 0.0 else 0.0
+                divisor_T[n] += weight if voted > 0.0 else 0.0
         for n in range(len(total_T)):
-            divisor = divisor_T[n] if renormalize else ONE
-            divisor = max(divisor, least) if least > ZERO else (divisor if divisor != ZERO else ONE)
-            total_T[n] = total_T[n] * signs_T[n] / divisor
+            divisor = divisor_T[n] if renormalize else 1.0
+            divisor = max(divisor, least_divisor) if least_divisor > 0.0 else (divisor if divisor != 0.0 else 1.0)
+            total_T[n] = np.float32(sum_T[n] * np.float64(signs_T[n]) / divisor)
 
 
 @njit(cache=True, nogil=True)
