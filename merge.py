@@ -44,6 +44,7 @@ def merge(config: MergeConfig, job: Job, inputs: "MergeInputs", record: "RunReco
 
     from fusion.merging import merge_folders
     from fusion.tracking.loggers import job_loggers, log_scores
+    from fusion.tracking.merge_page import write_merge_page
     from fusion.tracking.mirror import mirror_result
     from fusion.tracking.sweep import compare_folder
 
@@ -76,6 +77,7 @@ def merge(config: MergeConfig, job: Job, inputs: "MergeInputs", record: "RunReco
         }
         origin = inputs.lineage()
         mirror_result(loggers, "merge", job.folder, result, origin)
+    write_merge_page(job.folder, report.to_dict(), [target.name for target in inputs.targets], job.command)
     record.finish(result, origin)
     if job.sweep is None:
         compare_folder(job.folder, job.command)

@@ -17,9 +17,10 @@ class MergeReport:
     model. `delta_norms`: L2 norm of each target's whole delta (of its weights when there is no base). `cosines`:
     between the targets' whole deltas, [J][J]. `sign_conflicts`: share of positions at which targets move in opposite
     directions. `shares`: what the method counted, such as the share of entries that were selected or erased. `events`:
-    what happened -> names of the tensors where it did.
+    what happened -> names of the tensors where it did. `tensors`: tensor name -> elements, and of these alone norms,
+    sign conflicts and shares.
 
-    Cosines, conflicts and shares of tensors beyond half a million elements are estimated from every eighth block.
+    Cosines, conflicts and shares of tensors beyond a million elements are estimated from every eighth block.
     `evidence`: what was measured on dialogues for the method, and on how many.
 
     `bytes_read` counts every input once; `copy_speed` is that of a plain copy on the same disk, read and written bytes
@@ -40,6 +41,7 @@ class MergeReport:
     shares: dict[str, float] = field(default_factory=dict)
     events: dict[str, list[str]] = field(default_factory=dict)
     evidence: dict[str, object] = field(default_factory=dict)
+    tensors: dict[str, dict[str, object]] = field(default_factory=dict)
     bytes_read: int = 0
     bytes_written: int = 0
     resumed: int = 0
@@ -53,6 +55,7 @@ class MergeReport:
         report.evidence = dict(plan.evidence.summary) if plan.evidence else {}
         report.num_elements = sum(record.num_elements for record in records)
         report.coefficients = {record.name: record.coefficients for record in records}
+        report.tensors = {record.name: _facts(record) for record in records}
         report.mean_coefficients = _mean_coefficients(records)
         report.delta_norms = [math.hypot(*norms) for norms in zip(*(record.norms for record in records), strict=True)]
         report.cosines = _cosines(records)
@@ -76,6 +79,15 @@ class MergeReport:
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+
+def _facts(record: TensorRecord) -> dict[str, object]:
+    return {
+        "elements": record.num_elements,
+        "norms": record.norms,
+        "sign_conflicts": record.conflicts,
+        "shares": _shares([record]),
+    }
 
 
 def _mean_coefficients(records: Sequence[TensorRecord]) -> list[float]:

@@ -1,14 +1,12 @@
 """The comparison of a sweep's models on disk: as JSON, CSV, Markdown and a page that needs no network."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from fusion.cache import write_json, write_text
 from fusion.tracking.grouping import summarise
+from fusion.tracking.page import render
 from fusion.tracking.rows import AVERAGE, KINDS, ComparisonRow, FailedJob, Kind, read_rows, read_runs
 from fusion.tracking.spreadsheet import csv_text
 from fusion.tracking.stage1_report import RELATIONS, Line, comparison_lines, occurring_categories, occurring_kinds
@@ -61,18 +59,10 @@ def write_comparison(
 
 
 def _page(comparison: Comparison, title: str, command: str | None, failures: Sequence[FailedJob]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"percent": percent, "count": count_text, "decimal": decimal_text, "json": _compact}
     lines = comparison_lines(comparison)
     reports = [line.alignment for line in lines]
-    return environment.get_template(TEMPLATE).render(
+    return render(
+        TEMPLATE,
         comparison=comparison,
         title=title,
         command=command,
@@ -88,10 +78,6 @@ def _page(comparison: Comparison, title: str, command: str | None, failures: Seq
         shown_categories=occurring_categories(reports),
         notes=_notes(comparison),
     )
-
-
-def _compact(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _notes(comparison: Comparison) -> list[str]:

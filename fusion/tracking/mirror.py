@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from fusion.cache import folder_hash
 
 SHOWN_HASH = 12
+MERGE_NUMBERS = ("sign_conflicts", "bytes_read", "bytes_written", "seconds", "speed", "share_of_copy_speed")
 
 
 class Table(NamedTuple):
@@ -83,9 +84,27 @@ def tables(result: Mapping[str, Any]) -> dict[str, Table]:
         cells = [[row["model"], row["kind"], *map(row["scores"].get, skills), row["nll_per_byte"]] for row in rows]
         found["scores"] = Table(["model", "kind", *skills, "nll_per_byte"], cells)
     if merge := result.get("merge"):
-        coefficients = [[name, *values] for name, values in merge["coefficients"].items()]
-        found["coefficients"] = Table(["tensor", *result["targets"]], coefficients)
+        found |= _merge_tables(merge, result["targets"])
     return found
+
+
+def _merge_tables(merge: Mapping[str, Any], targets: Sequence[str]) -> dict[str, Table]:
+    """Of `MergeReport.to_dict`: by tensor and target, between targets, and what was not as usual."""
+    coefficients = [[name, *values] for name, values in merge["coefficients"].items()]
+    shares = list(merge["shares"])
+    norms = [f"norm of {target}" for target in targets]
+    facts = [
+        [name, one["elements"], *one["norms"], one["sign_conflicts"], *map(one["shares"].get, shares)]
+        for name, one in merge["tensors"].items()
+    ]
+    cosines = [[target, *row] for target, row in zip(targets, merge["cosines"], strict=True)]
+    events = [[event, name] for event, names in merge["events"].items() for name in names]
+    return {
+        "coefficients": Table(["tensor", *targets], coefficients),
+        "deltas": Table(["tensor", "elements", *norms, "sign_conflicts", *shares], facts),
+        "cosines": Table(["target", *targets], cosines),
+        "events": Table(["event", "tensor"], events),
+    }
 
 
 def summary(result: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
@@ -97,7 +116,10 @@ def summary(result: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     if merge := result.get("merge"):
         names = zip(result["targets"], merge["mean_coefficients"], strict=True)
         yield from ((f"coefficient/{target}", value) for target, value in names)
-        yield "merge/sign_conflicts", merge["sign_conflicts"]
+        names = zip(result["targets"], merge["delta_norms"], strict=True)
+        yield from ((f"delta_norm/{target}", value) for target, value in names)
+        yield from ((f"merge/{name}", merge[name]) for name in MERGE_NUMBERS if name in merge)
+        yield from ((f"merge/{name}", share) for name, share in merge["shares"].items())
 
 
 def _to_wandb(logger: WandbLogger, result: Mapping[str, Any], lineage: Lineage) -> None:

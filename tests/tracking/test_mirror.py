@@ -9,7 +9,17 @@ ROWS = [
     {"model": "pivot", "kind": "pivot", "scores": {"add": 0.25, "average": 0.25}, "nll_per_byte": 0.5},
     {"model": "sce", "kind": "merged", "scores": {"add": 0.75, "units": None, "average": 0.75}, "nll_per_byte": None},
 ]
-MERGE = {"coefficients": {"w": [0.25, 0.75]}, "mean_coefficients": [0.25, 0.75], "sign_conflicts": 0.5}
+MERGE = {
+    "coefficients": {"w": [0.25, 0.75]},
+    "mean_coefficients": [0.25, 0.75],
+    "delta_norms": [1.0, 2.0],
+    "cosines": [[1.0, 0.5], [0.5, 1.0]],
+    "sign_conflicts": 0.5,
+    "shares": {"selected": 0.1},
+    "events": {"nothing moved": ["w"]},
+    "tensors": {"w": {"elements": 4, "norms": [1.0, 2.0], "sign_conflicts": 0.5, "shares": {"selected": 0.1}}},
+    "speed": 3e9,
+}
 RESULT = {"comparison": ROWS, "merge": MERGE, "targets": ["a", "b"], "scale": 2.0}
 
 
@@ -20,12 +30,17 @@ def test_tables_hold_every_model_and_every_tensor():
         [["pivot", "pivot", 0.25, 0.25, None, 0.5], ["sce", "merged", 0.75, 0.75, None, None]],
     )
     assert found["coefficients"] == Table(["tensor", "a", "b"], [["w", 0.25, 0.75]])
+    columns = ["tensor", "elements", "norm of a", "norm of b", "sign_conflicts", "selected"]
+    assert found["deltas"] == Table(columns, [["w", 4, 1.0, 2.0, 0.5, 0.1]])
+    assert found["cosines"] == Table(["target", "a", "b"], [["a", 1.0, 0.5], ["b", 0.5, 1.0]])
+    assert found["events"] == Table(["event", "tensor"], [["nothing moved", "w"]])
     assert tables({"comparison": []}) == {}
 
 
 def test_the_summary_is_of_the_last_model():
     found = dict(summary(RESULT))
     assert (found["score/add"], found["scale"], found["coefficient/b"]) == (0.75, 2.0, 0.75)
+    assert (found["delta_norm/b"], found["merge/selected"], found["merge/speed"]) == (2.0, 0.1, 3e9)
 
 
 def test_names_of_artifacts_have_only_what_wandb_allows():
