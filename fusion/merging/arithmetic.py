@@ -2,7 +2,7 @@
 
 Every sum is spelt out target by target, with multiplication and addition as separate steps: fused multiply-adds
 would round differently inside and outside a vector register. Conditions are factors of 0.0 and 1.0, no booleans, which
-are several times slower. On a CPU compiled loops do the same in one pass over a block.
+are several times slower. On a CPU compiled loops do the same in one pass over a block, in float64.
 Shapes: J targets, N elements of one block.
 """
 
@@ -39,7 +39,7 @@ def sum_over_targets(values_JN: Tensor) -> Tensor:
 
 
 def weighted_sum(values_JN: Tensor, weights_J: Tensor) -> Tensor:
-    """sum_j w_j v_j in float32, [N]."""
+    """sum_j w_j v_j, float32 [N]."""
     if on_cpu(values_JN):
         total_N = torch.empty_like(values_JN[0])
         kernels.weighted_sum(rows(values_JN), wide(weights_J), total_N.numpy())

@@ -22,7 +22,7 @@ def made(num_rows: int, num_elements: int, seed: int = 0) -> Tensor:
 
 
 def weights_of(count: int) -> Tensor:
-    return torch.linspace(0.3, -0.1, count)
+    return torch.linspace(0.3, -0.1, count, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -45,10 +45,10 @@ def test_loading(size: int, has_base: bool) -> None:
 def test_weighted_sum(size: int) -> None:
     values_JN, weights_J, total_N = made(4, size), weights_of(4), torch.empty(size)
     kernels.weighted_sum(values_JN.numpy(), weights_J.numpy(), total_N.numpy())
-    expected_N = values_JN[0] * weights_J[0]
-    for values_N, weight in zip(values_JN[1:], weights_J[1:], strict=True):
-        expected_N += values_N * weight
-    assert torch.equal(total_N, expected_N)
+    expected_N = torch.zeros(size, dtype=torch.float64)
+    for values_N, weight in zip(values_JN, weights_J, strict=True):
+        expected_N += values_N.double() * weight
+    assert torch.equal(total_N, expected_N.float())
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -57,13 +57,13 @@ def test_agreed_sum(size: int, renormalize: bool, least: float) -> None:
     deltas_JN, weights_J, total_N = made(4, size), weights_of(4).abs(), torch.empty(size)
     signs_N = torch.where(deltas_JN.sum(dim=0) >= 0, 1.0, -1.0)
     kernels.agreed_sum(deltas_JN.numpy(), weights_J.numpy(), signs_N.numpy(), renormalize, least, total_N.numpy())
-    agreeing_JN = (deltas_JN * weights_J[:, None] * signs_N).clamp(min=0)
-    expected_N, divisor_N = torch.zeros(size), torch.zeros(size)
+    agreeing_JN = (deltas_JN.double() * weights_J[:, None] * signs_N).clamp(min=0)
+    expected_N, divisor_N = torch.zeros(2, size, dtype=torch.float64)
     for agreeing_N, weight in zip(agreeing_JN, weights_J, strict=True):
         expected_N += agreeing_N
         divisor_N += agreeing_N.sign() * weight
     divisor_N = divisor_N.clamp(min=least) if least else torch.where(divisor_N == 0, 1.0, divisor_N)
-    assert torch.equal(total_N, expected_N * signs_N / (divisor_N if renormalize else 1.0))
+    assert torch.equal(total_N, (expected_N * signs_N / (divisor_N if renormalize else 1.0)).float())
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, -2.7])
