@@ -1,8 +1,9 @@
 """The inner loops of a merge on a CPU, compiled: one pass over a block instead of one per operation.
 
 They hold no lock, so the threads of a merge run at the same time. Sums over targets are taken in float64 and rounded
-once; the Torch expressions that stand beside their calls serve other devices, in float32. Only sums of squares may be reassociated, within runs of
-`SHORT` elements. Whole numbers are widened first, since NumPy's rules would turn them into float64.
+once; the Torch expressions that stand beside their calls serve other devices, in float32. Only sums of squares may be
+reassociated, within runs of `SHORT` elements. Whole numbers are widened first, since NumPy's rules would turn them
+into float64.
 Shapes: K rows (targets or keys), N elements of a block, H halves of bit patterns.
 """
 

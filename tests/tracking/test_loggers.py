@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import os
+import time
 
 import pytest
 from pytorch_lightning.loggers import CSVLogger
@@ -151,6 +152,7 @@ def test_attempts_of_a_job_are_one_run_of_wandb(tmp_path, monkeypatch, capsys):
     for fingerprint in ("one", "one", "two"):
         with job_loggers(LoggerConfig(name="wandb"), job, "train", [], fingerprint) as loggers:
             ids.append(loggers[0].experiment.id)
+        time.sleep(1.1)  # attempts are told apart by the second in which they began
     assert ids[0] == ids[1] != ids[2]
     _, second, third = capsys.readouterr().out.splitlines()
     assert "wandb sync --append" in second
