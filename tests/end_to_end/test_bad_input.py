@@ -88,3 +88,21 @@ def test_merge_parameters_are_checked(workplace, targets):
     output = workplace.run("merge", "merge=sce", "merge.tau=2", "+merge.tua=1", code=2)
     assert "tau" in output
     assert "tua" in output
+
+
+def test_methods_that_measure_need_dialogues(workplace, user_folder):
+    """Folders that no run of train.py has made come without held-out dialogues."""
+    folder = user_folder / "pivot"
+    arguments = ["merge=learned", f"targets=[{folder},{folder}]", f"base={folder}"]
+    output = workplace.run("merge", *arguments, f"hydra.run.dir={user_folder}/merge", code=2)
+    assert "merge=learned: there are no held-out dialogues that a source won to work with" in output
+    assert "Traceback" not in output
+    assert not (user_folder / "merge" / "model").exists()
+
+
+def test_patterns_that_fit_no_tensor(workplace, user_folder):
+    folder = user_folder / "pivot"
+    arguments = ["merge=linear", "merge.weight={*mpl*:1,*:2}", f"targets=[{folder},{folder}]", f"base={folder}"]
+    output = workplace.run("merge", *arguments, f"hydra.run.dir={user_folder}/merge", code=2)
+    assert "weight: pattern '*mpl*' fits no tensor" in output
+    assert "Traceback" not in output

@@ -143,3 +143,22 @@ def test_csv_has_the_loss_parts(workplace, targets):
     (table,) = (targets / "source=tiny_a").rglob("metrics.csv")
     header = table.read_text().splitlines()[0].split(",")
     assert {"train/loss", "train/ce", "train/fusion", "train/lr", "score/average"} <= set(header)
+
+
+MEASURES = {"fisher": "squared_gradients", "regmean": "input_products", "learned": "learned_coefficients"}
+
+
+def test_methods_that_measure_on_dialogues(workplace, targets):
+    """What was measured is kept, so that another scale measures nothing."""
+    sweep = workplace.root / "variants" / "measured"
+    choice = (f"merge={','.join(MEASURES)}", "merge.scale=2,search", "evaluation=none")
+    workplace.run("merge", "-m", *choice, f"hydra.sweep.dir={sweep}")
+    for method, kind in MEASURES.items():
+        found = result(sweep / f"merge.scale=search,merge={method}")
+        assert found["status"] == "finished"
+        assert found["merge"]["evidence"]["kind"] == kind
+        assert len(found["scale_search"]) >= 5
+    losses = result(sweep / "merge.scale=2,merge=learned")["merge"]["evidence"]["nats_per_byte"]
+    assert losses[-1] < losses[0]
+    kept = [len(list((workplace.cache / kind).glob("[!.]*"))) for kind in MEASURES.values()]
+    assert kept == [3, 3, 1]

@@ -1,4 +1,9 @@
-"""Iso-C, TSV-M and WUDI on whole matrices: by hand, against NumPy in float64, and where a formula leaves a choice."""
+"""Iso-C, TSV-M and WUDI on whole matrices: by hand, against NumPy in float64, and where a formula leaves a choice.
+
+On matrices they are no averages: a single target is itself for TSV-M and WUDI, not for Iso-C (its singular values
+become equal); identical targets merge into themselves for WUDI's exact solution alone (TSV-M cuts each to its share of
+directions; Adam moves elements, not directions, and leaves those that hardly matter to the objective).
+"""
 
 import numpy as np
 import pytest
@@ -130,6 +135,16 @@ class TestWudi:
         deltas_JRC = deltas_of((4, 4), 1)
         opposite = torch.cat([deltas_JRC, -deltas_JRC])
         assert np.abs(merged(wudi, opposite)).max() < 1e-12
+
+
+def test_what_holds_of_one_target_and_of_equal_ones():
+    delta_RC = deltas_of((5, 7), 1)[0]
+    equal_JRC = delta_RC.repeat(3, 1, 1)
+    close(merged(tsv_m, delta_RC[None]), delta_RC.double().numpy())
+    close(merged(wudi, delta_RC[None]), delta_RC.double().numpy())
+    close(merged(wudi, equal_JRC, solver="exact"), delta_RC.double().numpy())
+    start, found = (disturbance(one, equal_JRC) for one in (3 * delta_RC.double(), merged(wudi, equal_JRC)))
+    assert found < 0.01 * start
 
 
 @pytest.mark.parametrize("method", METHODS)

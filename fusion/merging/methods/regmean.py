@@ -19,7 +19,7 @@ def _bytes(name: str, shape: tuple[int, ...], num_targets: int) -> int:
     """Deltas in float32 and float64, the products of all targets, and their sum with what solving it takes."""
     if not is_matrix(name, shape):
         return 0
-    return (12 * num_targets + 40) * math.prod(shape) + (4 * num_targets + 40) * shape[1] ** 2
+    return (12 * num_targets + 56) * math.prod(shape) + (4 * num_targets + 48) * shape[1] ** 2
 
 
 @merge_method(

@@ -16,10 +16,10 @@ NEGLIGIBLE = 1e-10
 
 
 def _bytes(name: str, shape: tuple[int, ...], num_targets: int) -> int:
-    """Deltas in float32 and float64, the optimiser's state, and what is of the size of the inputs, squared."""
+    """Deltas in float32 and twice in float64, the optimiser's state, and what is of the size of inputs squared."""
     if not is_matrix(name, shape):
         return 0
-    return (12 * num_targets + 48) * math.prod(shape) + 40 * shape[1] ** 2
+    return (20 * num_targets + 56) * math.prod(shape) + 40 * shape[1] ** 2
 
 
 @merge_method(paper="https://arxiv.org/abs/2503.08099", whole=_bytes)
@@ -37,16 +37,21 @@ def wudi(
     if not is_matrix(deltas.name, deltas.shape):
         return average(deltas)
     deltas_JRC = deltas.whole()
-    total_RC = deltas_JRC.double().sum(dim=0)
-    unit = max(total_RC.square().mean().sqrt(), deltas_JRC.double().square().mean().sqrt())
+    wide_JRC = deltas_JRC.double()
+    total_RC = wide_JRC.sum(dim=0)
+    unit = max(_root_mean_square(total_RC), _root_mean_square(wide_JRC))
     if unit == 0:
         return merged_matrix(deltas_JRC, total_RC)
-    quadratic_CC, linear_RC = _normal_equations(deltas_JRC.double() / unit)
+    quadratic_CC, linear_RC = _normal_equations(wide_JRC.div_(unit))
     if solver == "exact":
         merged_RC = _minimum(quadratic_CC, linear_RC)
     else:
         merged_RC = _descend(total_RC / unit, quadratic_CC, linear_RC, steps, rate)
     return merged_matrix(deltas_JRC, merged_RC * unit)
+
+
+def _root_mean_square(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values)) / math.sqrt(values.numel())
 
 
 def _normal_equations(deltas_JRC: Tensor) -> tuple[Tensor, Tensor]:
