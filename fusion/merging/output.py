@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fusion.merging.checkpoint import Checkpoint
 from fusion.merging.engine import scaled_sum
-from fusion.merging.journal import Journal
+from fusion.merging.journal import JOURNAL_FILE, Journal
 from fusion.merging.plan import MergePlan
 from fusion.merging.statistics import TensorRecord
 from fusion.merging.working import clear
@@ -30,8 +30,15 @@ class Output:
         files = {file.path: file.layout_at(working / file.path.name) for file in reference.files}
         self._files = list(files.values())
         self.homes = {name: files[file.path] for name, file in reference.homes.items()}
-        self._journal = Journal.resume(working, key) or self._begin(plan, working, key)
+        self._journal = self._resume(working, key) or self._begin(plan, working, key)
         self.resumed: Mapping[str, TensorRecord] = dict(self._journal.records)
+
+    def _resume(self, working: Path, key: str) -> Journal | None:
+        """Only weights that are in the journal stay: a kill may have torn any other file, the manifest's too."""
+        journal = Journal.resume(working, key)
+        if journal:
+            clear(working, keep=[JOURNAL_FILE, *(file.path.name for file in self._files)])
+        return journal
 
     def _begin(self, plan: MergePlan, working: Path, key: str) -> Journal:
         clear(working)

@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,12 +54,12 @@ def unfinished(out: Path) -> Iterator[Path]:
         lock.release()
 
 
-def clear(working: Path) -> None:
-    """Remove what a merge with other inputs or settings has left."""
+def clear(working: Path, keep: Collection[str] = ()) -> None:
+    """Remove what an earlier attempt has left, but for the files named."""
     for path in working.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != LOCK_FILE:
+        elif path.name not in (LOCK_FILE, *keep):
             path.unlink()
 
 
