@@ -146,7 +146,7 @@ class Step:
         return float(norm)  # waits for the device
 
     def clip(self) -> Tensor:
-        return clip_gradients(list(self.model.parameters()), 1.0)
+        return clip_gradients(self.model, 1.0)
 
     @property
     def tokens(self) -> int:

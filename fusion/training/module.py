@@ -1,5 +1,6 @@
 """The fusion-distillation objective around a copy of the pivot, as a LightningModule."""
 
+import math
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -105,7 +107,7 @@ class FusionModule(pl.LightningModule):
 
     def _outcome(self, sums: Tensor, rows: Tensor) -> StepOutcome:
         """Clip, and bring the numbers of all devices together: what is not finite on one is so on all."""
-        norm = clip_gradients(list(self.parameters()), self.optim.grad_clip)
+        norm = clip_gradients(self.student, self.optim.grad_clip)
         own = torch.cat([sums / rows, norm[None] / self.trainer.world_size])
         return StepOutcome(*self.trainer.strategy.reduce(own, reduce_op="sum").unbind())
 
@@ -133,9 +135,12 @@ class FusionModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def clip_gradients(parameters: list[torch.nn.Parameter], largest: float) -> Tensor:
+def clip_gradients(student: torch.nn.Module, largest: float) -> Tensor:
     """The norm of all gradients together, over all shards, as a float32 scalar; above `largest` they are scaled down
     to it (0: never)."""
+    if isinstance(student, FullyShardedDataParallel):  # it alone knows that its gradients are shards
+        return student.clip_grad_norm_(largest or math.inf).float()
+    parameters = list(student.parameters())
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if largest:

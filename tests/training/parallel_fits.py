@@ -5,20 +5,25 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 from pytorch_lightning.strategies import FSDPStrategy
 
 from fusion.config.schema import TrainConfig
 from fusion.processes.member import take_part
 from fusion.processes.starter import Group, run_group
-from fusion.training import fit, parallel
+from fusion.training import fit, parallel, sampler
 from fusion.training.data import FusionDataModule
 from fusion.training.distributed import train
+from fusion.training.micro_batches import Limits, deal
 from fusion.training.processes import Metrics, Task
+
+IDLE = "_idle"
+"""End of the names of trainings whose devices but the first one have nothing to read, in any step."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,23 @@ class OnCpu(FSDPStrategy):
     """Lightning refuses the older FSDP on CPUs, where it runs all the same."""
 
 
+def deal_to_first(lengths: Sequence[int], world: int, limits: Limits) -> list[list[np.ndarray]]:
+    """The first device reads all, the others have only idle micro-batches."""
+    (parts,) = deal(lengths, 1, limits)
+    return [parts, *[[part[:0] for part in parts]] * (world - 1)]
+
+
+def fit_one(handover: Path) -> None:
+    sampler.deal = deal_to_first if handover.name.endswith(IDLE) else deal
+    train(Task.load(handover), handover)
+
+
 def main(folder: Path) -> None:
     parallel.FSDPStrategy = OnCpu
     fit.check_devices = lambda settings: None
     handovers = sorted(file.parent for file in folder.glob("*/task.json"))
     size = int(os.environ["WORLD_SIZE"])
-    take_part(folder, size, lambda: [train(Task.load(one), one) for one in handovers])
+    take_part(folder, size, lambda: [fit_one(one) for one in handovers])
 
 
 if __name__ == "__main__":

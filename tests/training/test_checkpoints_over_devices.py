@@ -19,7 +19,7 @@ KINDS = ("ddp", "fsdp", "fsdp1")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, tiny_source):
-    """No dropout, whose draws belong to a number of processes, and no clipping, which the older FSDP lacks."""
+    """No dropout, whose draws belong to a number of processes."""
     module = prepared(tmp_path_factory.mktemp("devices"), tiny_source, dropout=0.0)
     return changed(module, optim=replace(module.config.optim, grad_clip=0.0), keep_checkpoints=9)
 
