@@ -72,6 +72,7 @@ AT_LEAST: dict[str, float] = {
 LEAST_MEMORY = 64 << 20
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 ABOVE_ZERO = ("optim.lr", "lora.alpha", "trainer.peak_tflops", "teacher.temperature", "objective.temperature")
+RENDEZVOUS = re.compile(r"\S+:\d+")
 
 
 def settings_problems(settings: TrainConfig | MergeConfig) -> list[str]:
@@ -126,15 +127,13 @@ def _combinations(settings: TrainConfig) -> Iterator[str]:
         yield f"teacher.processes={teacher.processes}: only placement=tensor_parallel and fsdp split a model"
     if teacher.placement in ("tensor_parallel", "fsdp") and teacher.processes < 2:
         yield f"teacher.processes={teacher.processes}: placement={teacher.placement} needs 2 or more"
-    devices = settings.parallel.devices * settings.parallel.num_nodes
-    if settings.parallel.name == "single" and devices > 1:
-        yield f"parallel=single trains on one device, not on {devices}; leave parallel.devices and num_nodes at 1"
     objective = settings.objective
     if objective.name == "sft" and (objective.divergence != "forward_kl" or objective.temperature != 1):
         yield (
             f"objective.divergence={objective.divergence}, objective.temperature={objective.temperature:g}: "
             "objective.name=sft learns the references alone; leave them out, or choose objective=paper"
         )
+    yield from _parallel(settings)
     if len(settings.optim.betas) != 2 or not all(0 <= beta < 1 for beta in settings.optim.betas):
         yield f"optim.betas={list(settings.optim.betas)}: two numbers from 0 to below 1 are expected"
     if settings.trainer.max_steps < -1 or settings.trainer.max_steps == 0:
@@ -150,3 +149,22 @@ def _combinations(settings: TrainConfig) -> Iterator[str]:
         yield f"source.name={settings.source.name} is the pivot's name too; give them different names"
     if not settings.data.path:
         yield "data.path is empty; give a JSONL or Parquet file, a dataset folder or a hub id"
+
+
+def _parallel(settings: TrainConfig) -> Iterator[str]:
+    parallel, precision = settings.parallel, settings.trainer.precision
+    devices = parallel.devices * parallel.num_nodes
+    if parallel.name == "single" and devices > 1:
+        yield f"parallel=single trains on one device, not on {devices}; leave parallel.devices and num_nodes at 1"
+    if parallel.name != "fsdp" and (parallel.replicas > 1 or parallel.cpu_offload):
+        given = f"parallel.replicas={parallel.replicas}, parallel.cpu_offload={parallel.cpu_offload}"
+        yield f"{given}: only parallel=fsdp has replicas and offloads, not parallel={parallel.name}"
+    elif parallel.replicas > 1 and devices % parallel.replicas:
+        yield f"parallel.replicas={parallel.replicas}: {devices} devices cannot be shared out evenly among them"
+    if parallel.name in ("fsdp", "fsdp1") and precision not in ("32-true", "bf16-mixed"):
+        yield (
+            f"trainer.precision={precision}: parallel={parallel.name} shards float32 weights; choose bf16-mixed, "
+            "which computes in bfloat16, or 32-true"
+        )
+    if parallel.rendezvous is not None and not RENDEZVOUS.fullmatch(parallel.rendezvous):
+        yield f"parallel.rendezvous={parallel.rendezvous}: HOST:PORT is expected, for instance node0:29400"

@@ -60,7 +60,7 @@ def _slurm_address() -> str:
 
 def first_host(nodes: str) -> str:
     """First host of a list as Slurm writes it: `gpu[07-09,12],login1` begins with gpu07."""
-    found = re.match(r"(?P<name>[^,\[\]]+)(?:\[(?P<first>\d+)[^\]]*\](?P<rest>[^,\[]*))?", nodes)
-    if found is None:
+    first = re.match(r"[^,\[\]](?:[^,\[\]]|\[\d[^\]]*\])*", nodes)
+    if first is None:
         raise UserError(f"Slurm's list of nodes cannot be read: {nodes}")
-    return "".join(part for part in found.groups() if part)
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first[0])

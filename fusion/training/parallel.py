@@ -121,8 +121,9 @@ def spread(student: Student, config: TrainConfig, weights: StoredWeights | None,
 
 
 def check_compiler(kind: str) -> None:
-    """Raise UserError where torch.compile lacks what it writes its kernels with."""
-    if kind != "gpu" and not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name):
+    """Raise UserError where torch.compile lacks what it writes its kernels with; `kind` is Lightning's word."""
+    on_gpu = kind == "gpu" or (kind == "auto" and torch.cuda.is_available())
+    if not on_gpu and not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name):
         raise UserError(
             "trainer.compile=true: torch.compile needs a C++ compiler on CPUs, and there is none; install g++, or set "
             "CXX to yours"

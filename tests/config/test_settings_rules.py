@@ -8,7 +8,7 @@ from fusion.cache import fingerprint
 from fusion.config import UserError, raise_problems
 from fusion.config.compose import LONGEST_NAME, readable_name
 from fusion.config.rules import ABOVE_ZERO, AT_LEAST, CHOICES, SHARES, settings_problems
-from fusion.config.schema import MergeConfig, ObjectiveConfig, TrainConfig
+from fusion.config.schema import MergeConfig, ObjectiveConfig, ParallelConfig, TrainConfig, TrainerConfig
 
 
 def with_value(settings, key, value):
@@ -51,6 +51,10 @@ BROKEN = [
     ("source.path", ""),
     ("data.path", ""),
     ("parallel.devices", 2),
+    ("parallel.replicas", 2),
+    ("parallel.cpu_offload", True),
+    ("parallel.rendezvous", "node0"),
+    ("parallel.rendezvous", "node0:"),
     ("optim.betas", (0.9,)),
     ("optim.betas", (0.9, 1.0)),
     ("optim.betas", (-0.1, 0.9)),
@@ -76,6 +80,33 @@ def test_sft_has_no_divergence(change):
     sft = replace(settings, objective=replace(settings.objective, name="sft"))
     (problem,) = settings_problems(sft)
     assert "objective.name=sft learns the references alone" in problem
+
+
+@pytest.mark.parametrize(
+    ("parallel", "precision", "problems"),
+    [
+        (ParallelConfig("fsdp", devices=4, num_nodes=2, replicas=4, rendezvous="[::1]:29400"), "bf16-mixed", []),
+        (ParallelConfig("fsdp", devices=2, cpu_offload=True), "32-true", []),
+        (ParallelConfig("ddp", devices=2), "bf16-true", []),
+        (ParallelConfig("fsdp", devices=4, replicas=3), "32-true", ["4 devices cannot be shared out evenly"]),
+        (
+            ParallelConfig("fsdp", devices=2),
+            "bf16-true",
+            ["trainer.precision=bf16-true: parallel=fsdp shards float32"],
+        ),
+        (ParallelConfig("fsdp1", devices=2), "64-true", ["trainer.precision=64-true: parallel=fsdp1 shards float32"]),
+        (
+            ParallelConfig("ddp", devices=2, replicas=2, rendezvous="29400"),
+            "32-true",
+            ["only parallel=fsdp has replicas", "HOST:PORT is expected"],
+        ),
+    ],
+)
+def test_what_goes_with_a_way_to_spread(parallel, precision, problems):
+    settings = replace(TrainConfig(), parallel=parallel, trainer=TrainerConfig(precision=precision))
+    found = settings_problems(settings)
+    assert len(found) == len(problems)
+    assert all(part in problem for part, problem in zip(problems, found, strict=True))
 
 
 @pytest.mark.parametrize("key", SHARES)

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fusion.config.schema import ParallelConfig
-from fusion.processes.starter import Node
+from fusion.processes.starter import Group, Node, run_group
 from fusion.training.fit import fit
 from fusion.training.module import FusionModule
-from fusion.training.processes import train_in_processes
+from fusion.training.processes import MODULE, Task, train_in_processes
 from fusion.training.target import train_target
 
 RELATIVE = 1e-5
@@ -54,10 +54,12 @@ def assert_exported(folder, weights):
         torch.testing.assert_close(loaded[name], one, rtol=RELATIVE, atol=RELATIVE)
 
 
-def test_idle_devices_and_norms_over_flat_shards(data, tmp_path):
+def test_idle_devices_flat_shards_and_all_that_saves_memory(data, tmp_path):
     losses, norms, weights = alone(data)
     configs = {f"{name}{IDLE}": spread(data, name) for name in ("ddp", "fsdp", "fsdp1")}
     configs["fsdp1_clips"] = spread(data, "fsdp1")
+    saving = changed(data, gradient_checkpointing=True, compile=True, packing=True, micro_batch_tokens=60)
+    configs["fsdp_saves"] = spread(saving, "fsdp", cpu_offload=True)
     for name, found in run_fits(tmp_path, data, configs).items():
         assert found.losses == pytest.approx(losses, rel=RELATIVE), name
         assert found.norms == pytest.approx(norms, rel=RELATIVE), name
@@ -104,6 +106,14 @@ def world_of(folder):
     world = json.loads((checkpoint / "state.json").read_text())["world"]
     assert len(list(checkpoint.glob("random-*.json"))) == world
     return world
+
+
+def test_a_group_of_another_size_is_refused(data, tmp_path):
+    config = spread(data, "ddp")
+    Task(config, data.prepared.fused.folder.resolve(), data.prepared.inputs, tmp_path, "card").save(tmp_path)
+    failure = run_group(Group(MODULE, tmp_path, size=1))
+    assert failure.is_of_user
+    assert failure.problems == ["1 processes were started, but 2 were to work together"]
 
 
 def test_every_job_has_the_devices_that_it_asks_for(data, tmp_path):
