@@ -42,8 +42,13 @@ class Peak(NamedTuple):
 
 def peak_of(name: str, folder: Path, vocab_size: int, data: Path, dialogues: int) -> Peak:
     """The peak of pass `name` in a process of its own."""
-    words = [sys.executable, __file__, name, str(folder), str(vocab_size), str(data), str(dialogues)]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | GIVEN_BACK)
+    return peak_of_process(__file__, name, folder, vocab_size, data, dialogues)
+
+
+def peak_of_process(script: str, *words: object) -> Peak:
+    """What a script prints that runs on its own and ends with `print_peak`."""
+    command = [sys.executable, script, *map(str, words)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | GIVEN_BACK)
     return Peak(*json.loads(done.stdout))
 
 
@@ -59,15 +64,16 @@ def main(name: str, folder: str, vocab_size: str, data: str, dialogues: str) -> 
     )
     assert passes[1].padded
     warm()
-    print(json.dumps(_peak(measured)))
+    print_peak(measured)
 
 
-def _peak(call: Callable[[], object]) -> Peak:
+def print_peak(call: Callable[[], object]) -> None:
+    """Bytes of this process: now, and at the most during `call`."""
     with contextlib.suppress(OSError):
         FORGET.write_text("5")
     loaded = _highest()
     call()
-    return Peak(loaded, _highest())
+    print(json.dumps(Peak(loaded, _highest())))
 
 
 def _highest() -> int:

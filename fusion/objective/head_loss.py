@@ -204,6 +204,7 @@ class _Work:
                 loss += term
             if pulls is not None:
                 self._pull(rows, products_RV, pulls)
+            del products_RV  # or it would exist beside the next chunk's
         return loss
 
     def _run_joined(self) -> Tensor:
