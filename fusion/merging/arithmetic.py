@@ -31,6 +31,14 @@ def wide(weights_J: Tensor) -> np.ndarray:
     return weights_J.to(torch.float64).numpy()
 
 
+def is_finite(values_N: Tensor) -> bool:
+    """Sums of squares are the quickest test; only they may overflow, so that a finite one proves it."""
+    norm = torch.linalg.vector_norm(
+        values_N, dtype=torch.float64 if values_N.dtype == torch.float64 else torch.float32
+    )
+    return bool(torch.isfinite(norm)) or bool(torch.isfinite(values_N).all())
+
+
 def sum_over_targets(values_JN: Tensor) -> Tensor:
     total_N = values_JN[0].clone()
     for values_N in values_JN[1:]:

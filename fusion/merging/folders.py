@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from fusion.cache import code_version, fingerprint
@@ -10,14 +11,15 @@ from fusion.config import UserError, raise_problems
 from fusion.config.schema import EngineConfig
 from fusion.merging.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from fusion.merging.digests import Digests, Stamp
-from fusion.merging.engine import merge_tensors
 from fusion.merging.evidence import Evidence
 from fusion.merging.manifest import HashedFolder, write_manifest
+from fusion.merging.merger import Merge, merge_together
 from fusion.merging.method import method_names
 from fusion.merging.output import Output
-from fusion.merging.plan import MergePlan, input_labels, input_roles, make_plan, request_problems, state_problems
+from fusion.merging.plan import MergePlan, MergeRequest, input_labels, input_roles, state_problems
 from fusion.merging.report import MergeReport
 from fusion.merging.resources import Resources, checked_resources
+from fusion.merging.statistics import TensorRecord
 from fusion.merging.working import measured_copy_speed, space_problems, unfinished
 
 COMPANIONS = (
@@ -60,53 +62,80 @@ def merge_folders(
         UserError: with all problems of the request and the folders before the first byte is written; NaN and
             infinities in a tensor, or an overflow, as soon as they are met.
     """
+    request = MergeRequest(method, parameters, scale, seed, evidence)
+    return merge_folders_together([request], base, targets, [out], engine=engine)[0]
+
+
+def merge_folders_together(
+    requests: Sequence[MergeRequest],
+    base: Path | None,
+    targets: Sequence[Path],
+    outs: Sequence[Path],
+    *,
+    engine: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
+) -> list[MergeReport]:
+    """`merge_folders` for several requests, each into an `out` of its own: the inputs are read once for all.
+
+    The models are those of separate merges, byte for byte.
+    """
     started = time.perf_counter()
-    out = Path(out).resolve()
-    problems = request_problems(method, base is not None, len(targets), scale, seed, parameters, evidence)
-    problems += _out_problems(out)
+    outs = [Path(out).resolve() for out in outs]
+    problems = [p for request in requests for p in request.problems(base is not None, len(targets))]
+    problems += [problem for out in outs for problem in _out_problems(out)]
     inputs = _open_inputs(base, targets, problems)
     problems += _architecture_problems(inputs) + state_problems(inputs)
-    raise_problems(problems + space_problems(out, _output_bytes(inputs)))
+    problems += space_problems(outs, _output_bytes(inputs))
+    raise_problems(list(dict.fromkeys(problems)))
     opened_targets = [checkpoint for role, checkpoint in inputs.items() if role != "base"]
-    plan = make_plan(
-        method,
-        inputs.get("base"),
-        opened_targets,
-        scale=scale,
-        seed=seed,
-        parameters=parameters,
-        evidence=evidence,
-    )
-    resources = checked_resources(plan, engine)
-    with unfinished(out) as working:
-        copy_speed = measured_copy_speed(_reference(inputs).files[0].path, working) if engine.probe_disk else None
-        report = _merge_into(working, plan, inputs, resources)
-    report.copy_speed, report.seconds = copy_speed, time.perf_counter() - started
-    return report
+    plans = [request.plan(inputs.get("base"), opened_targets) for request in requests]
+    for plan in plans:
+        resources = checked_resources(plan, engine)
+    with ExitStack() as stack:
+        workings = [stack.enter_context(unfinished(out)) for out in outs]
+        source = _reference(inputs).files[0].path
+        copy_speed = measured_copy_speed(source, workings[0]) if engine.probe_disk else None
+        reports = _merge_into(workings, plans, inputs, resources)
+    for report in reports:
+        report.copy_speed, report.seconds = copy_speed, time.perf_counter() - started
+        report.merged_together = len(reports)
+    return reports
 
 
-def _merge_into(working: Path, plan: MergePlan, inputs: Mapping[str, Checkpoint], resources: Resources) -> MergeReport:
-    """Fill the working folder, going on from what an earlier attempt at the same merge has finished."""
+def _merge_into(
+    workings: Sequence[Path], plans: Sequence[MergePlan], inputs: Mapping[str, Checkpoint], resources: Resources
+) -> list[MergeReport]:
+    """Fill the working folders, going on from what an earlier attempt at the same merges has finished."""
     stamps = [Stamp.of(path) for path in _input_files(inputs)]
-    output = Output(plan, _reference(inputs), working, _key(plan, stamps))
-    records = dict(output.resumed)
-    with Digests(resources.threads, resources.checksums) as digests:
-        for record in output.commit(merge_tensors(plan, resources, output, output.resumed)):
-            records[record.name] = record
-            for file in (
-                *(checkpoint.homes[record.name] for checkpoint in inputs.values()),
-                output.homes[record.name],
-            ):
-                digests.follow(file.path, file.end(record.name))
-        _copy_companions(_reference(inputs), working)
-        found = digests.all_of(_input_files(inputs), _visible_files(working))
+    pairs = list(zip(plans, workings, strict=True))
+    outputs = [Output(plan, _reference(inputs), working, _key(plan, stamps)) for plan, working in pairs]
+    merges = {Merge(output.plan, output, output.resumed): output for output in outputs}
+    records = {output: dict(output.resumed) for output in outputs}
+    with Digests(resources.threads, resources.checksums) as digests, ExitStack() as stack:
+        commits = {output: stack.enter_context(output.commits()) for output in outputs}
+        for merge, record in merge_together(list(merges), resources):
+            output, name = merges[merge], record.name
+            records[output][name] = record
+            commits[output](record)
+            for homes in (*(checkpoint.homes for checkpoint in inputs.values()), output.homes):
+                digests.follow(homes[name].path, homes[name].end(name))
+        for working in workings:
+            _copy_companions(_reference(inputs), working)
+        visible = {working: _visible_files(working) for working in workings}
+        found = digests.all_of(_input_files(inputs), [path for paths in visible.values() for path in paths])
     changed = [stamp.path for stamp in stamps if Stamp.of(Path(stamp.path)) != stamp]
     raise_problems([f"{path}: was changed while it was merged: merge again" for path in changed])
-    report = MergeReport.of(plan, [records[name] for name in plan.merged_names])
-    report.resumed = len(output.resumed)
-    report.bytes_read = sum(stamp.num_bytes for stamp in stamps)
-    report.bytes_written = sum(path.stat().st_size for path in _visible_files(working))
-    _write_manifest(plan, inputs, working, found)
+    for plan, working in pairs:
+        _write_manifest(plan, inputs, working, found)
+    num_bytes = sum(stamp.num_bytes for stamp in stamps)
+    return [_report(output, records[output], num_bytes, visible[output.working]) for output in outputs]
+
+
+def _report(
+    output: Output, records: Mapping[str, TensorRecord], bytes_read: int, written: Sequence[Path]
+) -> MergeReport:
+    report = MergeReport.of(output.plan, [records[name] for name in output.plan.merged_names])
+    report.resumed, report.bytes_read = len(output.resumed), bytes_read
+    report.bytes_written = sum(path.stat().st_size for path in written)
     return report
 
 

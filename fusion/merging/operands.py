@@ -69,36 +69,65 @@ def reader_of(state: State, name: str) -> Reader:
     return TensorReader(state[name].detach().reshape(-1))
 
 
+class TensorInputs:
+    """The elements of one tensor of all inputs in their own dtype, read block by block, and kept if that is asked for.
+
+    Shapes: I inputs.
+    """
+
+    def __init__(self, plan: MergePlan, name: str, workspace: Workspace, keep_bytes: int) -> None:
+        self.name, self.spec, self.length = name, plan.specs[name], block_length(plan.specs[name].shape)
+        self._workspace = workspace
+        self._readers = [reader_of(state, name) for state in plan.inputs.values()]
+        from_files = any(isinstance(reader, FileReader) for reader in self._readers)
+        self._keeps = from_files and len(self._readers) * self.spec.num_bytes <= keep_bytes
+        self._arena: Tensor | None = None
+        self._kept: dict[int, Tensor] = {}
+
+    def keep(self) -> None:
+        """There will be more than one pass: keep what is read, if it fits."""
+        if self._keeps and self._arena is None:
+            self._arena = self._buffer("kept", self.spec.num_elements)
+
+    def read(self, start: int, stop: int, num_inputs: int | None = None) -> Tensor:
+        """The elements of a block of all inputs, or of the first few (the others are unset then), [I, N]."""
+        if start in self._kept:
+            return self._kept[start]
+        count, size = len(self._readers), stop - start
+        flat = self._buffer("read", size) if self._arena is None else self._arena[count * start :]
+        raws_IN = flat[: count * size].view(count, size)
+        for reader, raw_N in zip(self._readers[:num_inputs], raws_IN, strict=False):
+            reader.read(start, raw_N)
+        if self._arena is not None and num_inputs is None:
+            self._kept[start] = raws_IN
+        return raws_IN
+
+    def _buffer(self, name: str, num_elements: int) -> Tensor:
+        """Memory on the CPU for so many elements of every input."""
+        return self._workspace.buffer(name, len(self._readers) * num_elements, self.spec.dtype, CPU)
+
+
 class TensorOperands:
     """Base and targets of one tensor, widened to float32 (float64 tensors: subtracted in float64 before that).
 
     Every block is looked at once, when it is first loaded: its statistics are taken, and NaN or infinities refused.
     """
 
-    def __init__(
-        self, plan: MergePlan, name: str, workspace: Workspace, device: torch.device, keep_bytes: int
-    ) -> None:
-        spec = plan.specs[name]
-        self._plan, self._name, self._workspace, self._device = plan, name, workspace, device
-        self._dtype, self._length, self._num_elements = spec.dtype, block_length(spec.shape), spec.num_elements
+    def __init__(self, plan: MergePlan, inputs: TensorInputs, workspace: Workspace, device: torch.device) -> None:
+        self._plan, self._inputs, self._workspace, self._device = plan, inputs, workspace, device
+        self._dtype, self._num_elements = inputs.spec.dtype, inputs.spec.num_elements
         self._first = len(plan.inputs) - len(plan.targets)
         """Which input is the first target: 1 behind a base, else 0."""
         self._subtracts = bool(self._first) and plan.method.operands == "deltas"
-        self._readers = [reader_of(state, name) for state in plan.inputs.values()]
-        from_files = any(isinstance(reader, FileReader) for reader in self._readers)
-        self._keeps = from_files and len(self._readers) * spec.num_bytes <= keep_bytes
-        self._arena: Tensor | None = None
-        self._kept: dict[int, Tensor] = {}
         self._whole: Tensor | None = None
         self.statistics: dict[int, BlockStatistics] = {}
 
     def watched(self, start: int) -> bool:
         """Whether the block that starts there is one of those that are looked at closely."""
-        return start // self._length % WATCH_EVERY == 0
+        return start // self._inputs.length % WATCH_EVERY == 0
 
     def keep(self) -> None:
-        if self._keeps and self._arena is None:
-            self._arena = self._buffer("kept", self._num_elements)
+        self._inputs.keep()
 
     def load(self, start: int, stop: int) -> Loaded:
         """The elements from `start` to before `stop`, which must be a block.
@@ -106,9 +135,10 @@ class TensorOperands:
         Raises:
             UserError: an input holds NaN or infinities there.
         """
-        raws_IN = self._raws(start, stop)
         if self._whole is not None:
+            raws_IN = self._inputs.read(start, stop, self._first)
             return Loaded(self._origin(raws_IN), self._whole[:, start:stop])
+        raws_IN = self._inputs.read(start, stop)
         if self._dtype == torch.bfloat16 and self._device == CPU:
             loaded, squares_J, is_finite = self._load_compiled(raws_IN)
         else:
@@ -127,33 +157,12 @@ class TensorOperands:
             whole = torch.empty(len(self._plan.targets), self._num_elements, device=self._device)
 
             def fill(start: int) -> None:
-                stop = min(start + self._length, self._num_elements)
+                stop = min(start + self._inputs.length, self._num_elements)
                 whole[:, start:stop] = self.load(start, stop).operands_JN
 
-            run(fill, range(0, self._num_elements, self._length))
+            run(fill, range(0, self._num_elements, self._inputs.length))
             self._whole = whole
         return self._whole
-
-    def _raws(self, start: int, stop: int) -> Tensor:
-        """Elements of all inputs in their own dtype, on the CPU, [I, N].
-
-        Once all targets are held whole, only those of the base are read.
-        """
-        if start in self._kept:
-            return self._kept[start]
-        num_inputs, size = len(self._readers), stop - start
-        flat = self._buffer("read", size) if self._arena is None else self._arena[num_inputs * start :]
-        raws_IN = flat[: num_inputs * size].view(num_inputs, size)
-        readers = self._readers if self._whole is None else self._readers[: self._first]
-        for reader, raw_N in zip(readers, raws_IN, strict=False):
-            reader.read(start, raw_N)
-        if self._arena is not None:
-            self._kept[start] = raws_IN
-        return raws_IN
-
-    def _buffer(self, name: str, num_elements: int) -> Tensor:
-        """Memory on the CPU for so many elements of every input."""
-        return self._workspace.buffer(name, len(self._readers) * num_elements, self._dtype, CPU)
 
     def _load_compiled(self, raws_IN: Tensor) -> tuple[Loaded, Tensor, bool]:
         """Origin and operands, the operands' squared norms, and whether the origin is finite: in one pass."""
@@ -192,9 +201,11 @@ class TensorOperands:
         labels = input_labels(self._plan.inputs)
         spoilt = [label for label, raw_N in zip(labels, raws_IN, strict=True) if not bool(torch.isfinite(raw_N).all())]
         raise_problems(
-            [f"{label}: '{self._name}' holds NaN or infinities: merging would spread them" for label in spoilt]
+            [f"{label}: '{self._inputs.name}' holds NaN or infinities: merging would spread them" for label in spoilt]
         )
-        raise UserError(f"'{self._name}': differences from the base overflow float32: do the models belong together?")
+        raise UserError(
+            f"'{self._inputs.name}': differences from the base overflow float32: do the models belong together?"
+        )
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

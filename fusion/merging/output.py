@@ -1,8 +1,9 @@
 """The folder in which a merged model is made: pre-sized files, written in place, and a journal of what is finished."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -26,7 +27,7 @@ class Output:
     """
 
     def __init__(self, plan: MergePlan, reference: Checkpoint, working: Path, key: str) -> None:
-        self._scale = plan.scale
+        self.plan, self.working = plan, working
         files = {file.path: file.layout_at(working / file.path.name) for file in reference.files}
         self._files = list(files.values())
         self.homes = {name: files[file.path] for name, file in reference.homes.items()}
@@ -51,22 +52,26 @@ class Output:
 
     def write(self, name: str, start: int, origin_N: Tensor | None, delta_N: Tensor) -> None:
         file = self.homes[name]
-        merged_N = scaled_sum(name, origin_N, delta_N, self._scale, file.specs[name].dtype)
+        merged_N = scaled_sum(name, origin_N, delta_N, self.plan.scale, file.specs[name].dtype)
         file.write_span(name, start, merged_N.cpu())
 
-    def commit(self, records: Iterator[TensorRecord]) -> Iterator[TensorRecord]:
-        """Enter tensors that are written, as they come, into the journal."""
+    @contextmanager
+    def commits(self) -> Iterator[Callable[[TensorRecord], None]]:
+        """A function that enters tensors that are written, as they come, into the journal."""
         group: list[TensorRecord] = []
         num_bytes, since = 0, time.monotonic()
+        running: list[Future[None]] = []
+
+        def add(record: TensorRecord) -> None:
+            nonlocal group, num_bytes, since
+            group.append(record)
+            num_bytes += self.homes[record.name].specs[record.name].num_bytes
+            if num_bytes >= COMMIT_BYTES or time.monotonic() - since > COMMIT_SECONDS:
+                running.append(committer.submit(self._commit, group))
+                group, num_bytes, since = [], 0, time.monotonic()
+
         with ThreadPoolExecutor(1, "commit") as committer:
-            running: list[Future[None]] = []
-            for record in records:
-                group.append(record)
-                num_bytes += self.homes[record.name].specs[record.name].num_bytes
-                if num_bytes >= COMMIT_BYTES or time.monotonic() - since > COMMIT_SECONDS:
-                    running.append(committer.submit(self._commit, group))
-                    group, num_bytes, since = [], 0, time.monotonic()
-                yield record
+            yield add
         for future in running:
             future.result()
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -24,6 +24,33 @@ Specs = Mapping[str, TensorSpec]
 Input = TypeVar("Input")
 MERGEABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SHOWN = 5
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """What is wanted of a merge, its inputs apart; `merge_state_dicts` says what the fields mean."""
+
+    method: str
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    scale: float = 1.0
+    seed: int = 0
+    evidence: Evidence | None = None
+
+    def problems(self, has_base: bool, num_targets: int) -> list[str]:
+        given = self.scale, self.seed, self.parameters, self.evidence
+        return request_problems(self.method, has_base, num_targets, *given)
+
+    def plan(self, base: State | None, targets: Sequence[State]) -> "MergePlan":
+        """As `make_plan`."""
+        return make_plan(
+            self.method,
+            base,
+            targets,
+            scale=self.scale,
+            seed=self.seed,
+            parameters=self.parameters,
+            evidence=self.evidence,
+        )
 
 
 @dataclass(frozen=True)

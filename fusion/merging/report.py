@@ -24,7 +24,8 @@ class MergeReport:
     `evidence`: what was measured on dialogues for the method, and on how many.
 
     `bytes_read` counts every input once; `copy_speed` is that of a plain copy on the same disk, read and written bytes
-    per second, as is `speed`. `resumed` tensors were there from an earlier attempt.
+    per second, as is `speed`. `resumed` tensors were there from an earlier attempt. `merged_together`: merges that
+    shared the reading; `seconds` are of all of them together.
     """
 
     method: str
@@ -46,6 +47,7 @@ class MergeReport:
     bytes_written: int = 0
     resumed: int = 0
     seconds: float = 0.0
+    merged_together: int = 1
     copy_speed: float | None = None
 
     @classmethod
@@ -69,7 +71,8 @@ class MergeReport:
     @property
     def speed(self) -> float:
         """Bytes read and written per second; 0 when nothing was measured."""
-        return (self.bytes_read + self.bytes_written) / self.seconds if self.seconds else 0.0
+        num_bytes = self.bytes_read + self.merged_together * self.bytes_written
+        return num_bytes / self.seconds if self.seconds else 0.0
 
     def to_dict(self) -> dict[str, object]:
         costs: dict[str, object] = {"speed": self.speed}

@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,15 +63,21 @@ def clear(working: Path, keep: Collection[str] = ()) -> None:
             path.unlink()
 
 
-def space_problems(out: Path, num_bytes: int) -> list[str]:
-    """A problem when `num_bytes` do not fit on the disk of `out`, of which a killed merge may hold some already."""
-    held = sum(path.stat().st_blocks * 512 for path in working_folder(out).rglob("*") if path.is_file())
-    existing = next(folder for folder in out.parents if folder.is_dir())
+def space_problems(outs: Sequence[Path], num_bytes: int) -> list[str]:
+    """A problem when `num_bytes` for each of `outs`, which share a disk, do not fit on it.
+
+    Killed merges may hold some of it already.
+    """
+    held = sum(
+        path.stat().st_blocks * 512 for out in outs for path in working_folder(out).rglob("*") if path.is_file()
+    )
+    existing = next(folder for folder in outs[0].parents if folder.is_dir())
     free = shutil.disk_usage(existing).free
-    if num_bytes <= free + held:
+    if len(outs) * num_bytes <= free + held:
         return []
+    models = "the merged model takes" if len(outs) == 1 else f"{len(outs)} merged models take"
     return [
-        f"{out}: the merged model takes {num_bytes / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free on that disk: "
+        f"{outs[0]}: {models} {len(outs) * num_bytes / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free on that disk: "
         "free some, or choose another"
     ]
 
