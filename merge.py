@@ -2,26 +2,91 @@
 
 python merge.py                                                   # the targets of the last stage-1 runs, by SCE
 python merge.py -m merge=linear,task_arithmetic,ties,varm,sce merge.scale=search
+python merge.py -m merge=sce merge.tau=0.05,0.1,0.2 sweep=fused save=false   # inputs read once, only scores kept
 python merge.py merge=task_arithmetic targets=[/models/a,/models/b] base=/models/pivot
 """
 
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fusion.config.errors import raise_problems
-from fusion.config.launch import Job, launch
+from fusion.config.errors import UserError, raise_problems
+from fusion.config.launch import Job, Jobs, launch
 from fusion.config.schema import MergeConfig
 
 if TYPE_CHECKING:
-    from fusion.merging import Evidence, MergeReport, ScaleSearch
+    from torch import Tensor
+
+    from fusion.merging import Evidence, MergedDeltas, MergeReport, MergeRequest, ScaleSearch
     from fusion.tracking.inputs import MergeInputs
     from fusion.tracking.record import RunRecord
     from fusion.tracking.rows import ComparisonRow
 
 SEARCH = "search"
+MODEL = "model"
+DELTA_BYTES = 4
+
+
+@dataclass
+class Task:
+    """A job that is to be done: what it works on, and what its settings ask for."""
+
+    config: MergeConfig
+    job: Job
+    inputs: "MergeInputs"
+    record: "RunRecord"
+    method: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    scale: float | str = 1.0
+    """A number; `search` until it is found."""
+    evidence: "Evidence | None" = None
+    search: "ScaleSearch | None" = None
+
+    @property
+    def request(self) -> "MergeRequest":
+        from fusion.merging import MergeRequest
+
+        scale = 1.0 if self.scale == SEARCH else float(self.scale)
+        return MergeRequest(self.method, self.parameters, scale, self.config.seed, self.evidence)
+
+    @property
+    def targets(self) -> list[str]:
+        return [target.name for target in self.inputs.targets]
 
 
 def run(config: MergeConfig, job: Job) -> None:
     """One job: find the targets, skip the job when it is finished, else merge, score and record."""
+    task = begin(config, job)
+    if task:
+        merge([task])
+
+
+def run_together(jobs: Jobs) -> None:
+    """The jobs of a sweep: those that work on the same targets in the same way are merged in one pass."""
+    from fusion.tracking.sweep import compare_folder, sweep_command
+
+    groups: dict[str, list[Task]] = {}
+    problems = []
+    for config, job in jobs:
+        try:
+            if task := begin(config, job):
+                groups.setdefault(_shared(task), []).append(task)
+        except UserError as error:
+            problems += [f"{job.name}: {problem}" for problem in error.problems]
+    for tasks in groups.values():
+        try:
+            merge(tasks)
+        except UserError as error:
+            names = ", ".join(task.job.name for task in tasks)
+            problems += [f"{names}: {problem}" for problem in error.problems]
+    compare_folder(jobs[0][1].folder.parent, sweep_command())
+    raise_problems(problems)
+
+
+def begin(config: MergeConfig, job: Job) -> Task | None:
+    """The job with its inputs; None when it is finished already."""
     from fusion.cache import code_version, fingerprint
     from fusion.tracking.inputs import find_inputs
     from fusion.tracking.record import RunRecord, is_finished
@@ -31,53 +96,127 @@ def run(config: MergeConfig, job: Job) -> None:
     name = fingerprint({"settings": config.result_settings(), "inputs": inputs.identity, "code": code})
     if config.skip_finished and is_finished(job.folder, name):
         print(f"{job.name}: finished before with the same settings and targets; skip_finished=false runs it again")
-        return
-    with RunRecord(job, "merge", config.seed, name) as record:
-        merge(config, job, inputs, record)
+        return None
+    return Task(config, job, inputs, RunRecord(job, "merge", config.seed, name))
 
 
-def merge(config: MergeConfig, job: Job, inputs: "MergeInputs", record: "RunRecord") -> None:
+def _shared(task: Task) -> str:
+    """What tasks must have in common to be merged together: what they read, and how."""
+    from fusion.cache import fingerprint
+
+    config, inputs = task.config, task.inputs
+    return fingerprint(
+        {"inputs": inputs.identity, "engine": config.engine, "save": config.save, "threads": config.threads}
+    )
+
+
+def merge(tasks: "Sequence[Task]") -> None:
     """The stage itself; the heavy libraries are loaded here, so that `--help` and skipped jobs answer at once."""
-    import shutil
-
     import torch
 
-    from fusion.merging import merge_folders
+    torch.set_num_threads(tasks[0].config.threads)
+    with ExitStack() as records:
+        for task in tasks:
+            records.enter_context(task.record)
+            prepare(task)
+        if tasks[0].config.save:
+            merge_and_save(tasks)
+        else:
+            merge_and_score(tasks)
+
+
+def prepare(task: Task) -> None:
+    task.method, task.scale, task.parameters = checked_request(task.config.merge, len(task.inputs.targets))
+    print(f"{task.method} of {', '.join(task.targets)} on {task.inputs.base}")
+    task.evidence = evidence_for(task.config, task.inputs, task.method, task.parameters)
+    task.record.lap("measure")
+
+
+def merge_and_save(tasks: "Sequence[Task]") -> None:
+    """Write the merged models into the folders of the jobs, and score them there."""
+    from fusion.merging import merge_folders_together
+
+    for task, merged in in_memory([task for task in tasks if task.scale == SEARCH]):
+        search_for_scale(task, merged)
+    inputs, outs = tasks[0].inputs, [task.job.folder / MODEL for task in tasks]
+    for out in outs:
+        shutil.rmtree(out, ignore_errors=True)  # of an earlier attempt with other settings
+    folders, requests = [target.path for target in inputs.targets], [task.request for task in tasks]
+    reports = merge_folders_together(requests, inputs.base, folders, outs, engine=tasks[0].config.engine)
+    for task in tasks:
+        task.record.lap("merge")
+    for task, report in zip(tasks, reports, strict=True):
+        finish(task, report)
+
+
+def merge_and_score(tasks: "Sequence[Task]") -> None:
+    """Score the merged models straight from memory; none is written."""
+    for task, merged in in_memory(tasks):
+        if task.scale == SEARCH:
+            search_for_scale(task, merged)
+        merged.report.scale = task.request.scale
+        finish(task, merged.report, merged.at_scale(task.request.scale))
+
+
+def in_memory(tasks: "Sequence[Task]") -> "Iterator[tuple[Task, MergedDeltas]]":
+    """The merged deltas of all tasks: as many at once as `engine.memory` holds, for which the inputs are read once."""
+    from fusion.config.sizes import num_bytes
+    from fusion.merging import merge_deltas_together
+    from fusion.merging.checkpoint import open_checkpoint
+
+    if not tasks:
+        return
+    inputs, engine = tasks[0].inputs, tasks[0].config.engine
+    base = open_checkpoint(inputs.base) if inputs.base else None
+    targets = [open_checkpoint(target.path) for target in inputs.targets]
+    size = sum(DELTA_BYTES * spec.num_elements for spec in targets[0].specs.values())
+    at_once = max(1, num_bytes(engine.memory) // size)
+    for first in range(0, len(tasks), at_once):
+        some = tasks[first : first + at_once]
+        merged = merge_deltas_together([task.request for task in some], base, targets, engine=engine)
+        for task in some:
+            task.record.lap("merge")
+        yield from zip(some, merged, strict=True)
+
+
+def search_for_scale(task: Task, merged: "MergedDeltas") -> None:
+    """The scale with the lowest cross-entropy on held-out dialogues that some source won: one merge, many scales."""
+    from fusion.evaluation.search import data_with_heldout, heldout_loss
+    from fusion.merging import search_scale
+
+    inputs = task.inputs
+    data = data_with_heldout(inputs, f"merge.scale={SEARCH}", "give a number")
+    loss = heldout_loss(inputs.pivot, inputs.heldout_won, data.max_length, task.config.evaluation.batch_tokens)
+    task.search = search_scale(lambda scale: loss(merged.at_scale(scale)))
+    task.scale = task.search.best
+    print(f"scale {task.scale:.3g} found in {len(task.search.evaluations)} evaluations")
+    task.record.lap("search")
+
+
+def finish(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | None" = None) -> None:
+    """Score the merged model, which is `weights` or lies in the job's folder, and record all about it."""
     from fusion.tracking.loggers import job_loggers, log_scores
     from fusion.tracking.merge_page import write_merge_page
     from fusion.tracking.mirror import mirror_result
     from fusion.tracking.sweep import compare_folder
 
-    torch.set_num_threads(config.threads)
-    method, wanted, parameters = checked_request(config.merge, len(inputs.targets))
-    print(f"{method} of {', '.join(target.name for target in inputs.targets)} on {inputs.base}")
-    evidence = evidence_for(config, inputs, method, parameters)
-    record.lap("measure")
-    search = search_for_scale(config, inputs, method, parameters, evidence) if wanted == SEARCH else None
-    scale = search.best if search else float(wanted)
-    record.lap("search")
-    model = job.folder / "model"
-    shutil.rmtree(model, ignore_errors=True)  # of an earlier attempt with other settings
-    folders = [target.path for target in inputs.targets]
-    settings = {"scale": scale, "seed": config.seed, "engine": config.engine, "evidence": evidence, **parameters}
-    report = merge_folders(method, inputs.base, folders, model, **settings)
-    record.lap("merge")
+    config, job, record = task.config, task.job, task.record
     with job_loggers(config.logger, job, "merge", config.tags, record.fingerprint) as loggers:
-        rows = score(config, job, inputs, report, search)
+        rows = score(task, report, weights)
         if rows:
             log_scores(loggers, rows[-1].scores, rows[-1].nll_per_byte)
         record.lap("score")
         result = {
             "merge": report.to_dict(),
-            "targets": [target.name for target in inputs.targets],
-            "scale": scale,
-            "scale_search": search.evaluations if search else [],
-            "model": "model",
+            "targets": task.targets,
+            "scale": report.scale,
+            "scale_search": task.search.evaluations if task.search else [],
+            "model": MODEL if weights is None else None,
             "comparison": [row.to_json() for row in rows],
         }
-        origin = inputs.lineage()
+        origin = task.inputs.lineage()
         mirror_result(loggers, "merge", job.folder, result, origin)
-    write_merge_page(job.folder, report.to_dict(), [target.name for target in inputs.targets], job.command)
+    write_merge_page(job.folder, report.to_dict(), task.targets, job.command)
     record.finish(result, origin)
     if job.sweep is None:
         compare_folder(job.folder, job.command)
@@ -108,50 +247,32 @@ def evidence_for(
     return measure(method, heldout_study(config, inputs, method), **parameters)
 
 
-def search_for_scale(
-    config: MergeConfig,
-    inputs: "MergeInputs",
-    method: str,
-    parameters: dict[str, Any],
-    evidence: "Evidence | None",
-) -> "ScaleSearch":
-    """The scale with the lowest cross-entropy on held-out dialogues that some source won: one merge, many scales."""
-    from fusion.evaluation.search import data_with_heldout, heldout_loss
-    from fusion.merging import merge_deltas, search_scale
-    from fusion.merging.checkpoint import open_checkpoint
+def score(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | None" = None) -> "list[ComparisonRow]":
+    """Rows of the pivot, the sources, SFT, the targets and the merged model (last).
 
-    data = data_with_heldout(inputs, f"merge.scale={SEARCH}", "give a number")
-    base = open_checkpoint(inputs.base) if inputs.base else None
-    targets = [open_checkpoint(target.path) for target in inputs.targets]
-    merged = merge_deltas(method, base, targets, seed=config.seed, evidence=evidence, **parameters)
-    loss = heldout_loss(inputs.pivot, inputs.heldout_won, data.max_length, config.evaluation.batch_tokens)
-    search = search_scale(lambda scale: loss(merged.at_scale(scale)))
-    print(f"scale {search.best:.3g} found in {len(search.evaluations)} evaluations")
-    return search
-
-
-def score(
-    config: MergeConfig, job: Job, inputs: "MergeInputs", report: "MergeReport", search: "ScaleSearch | None"
-) -> "list[ComparisonRow]":
-    """Rows of the pivot, the sources, SFT, the targets and the merged model (last)."""
+    Merged `weights` are scored in the model of the base (without base: the first target's), whose layout they have.
+    """
     from dataclasses import replace
 
     from fusion.config.schema import ModelConfig
     from fusion.evaluation.compare import ScoredModel, models_of_merge, score_models
 
+    config, job, inputs = task.config, task.job, task.inputs
     if config.evaluation.name == "none" or inputs.data is None:
         return []
-    merged = ScoredModel("merged", ModelConfig(name=report.method, path=str(job.folder / "model")))
+    saved = job.folder / MODEL
+    folder = saved if weights is None else inputs.base or inputs.targets[0].path
+    merged = ScoredModel("merged", ModelConfig(name=report.method, path=str(folder)), weights=weights)
     rows = score_models(
         [*models_of_merge(inputs), merged], inputs.data, config.evaluation, config.paths, config.seed, job.command
     )
-    names = [target.name for target in inputs.targets]
     rows[-1] = replace(
         rows[-1],
+        path=str(saved),
         strategy=report.method,
         scale=report.scale,
-        scale_searched=search is not None,
-        coefficients=dict(zip(names, report.mean_coefficients, strict=True)),
+        scale_searched=task.search is not None,
+        coefficients=dict(zip(task.targets, report.mean_coefficients, strict=True)),
         parameters={**report.parameters, "targets": inputs.recipe},
     )
     return rows
@@ -159,7 +280,7 @@ def score(
 
 def main() -> None:
     """Console entry point `fusion-merge`."""
-    launch("merge", run)
+    launch("merge", run, run_together)
 
 
 if __name__ == "__main__":

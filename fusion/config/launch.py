@@ -41,21 +41,42 @@ class Job:
     """Folder of the sweep that the job belongs to."""
 
 
-def launch(entry: str, run: Callable[[Any, Job], None]) -> None:
-    """Run `run(settings, job)`, once or once per job of a sweep; exit with 2 on the user's mistakes."""
+Jobs = list[tuple[Any, Job]]
+"""Settings of jobs, and the jobs."""
+
+
+def launch(entry: str, run: Callable[[Any, Job], None], run_together: Callable[[Jobs], None] | None = None) -> None:
+    """Run `run(settings, job)`, once or once per job of a sweep; exit with 2 on the user's mistakes.
+
+    Jobs of a sweep with `sweep=fused` wait until Hydra has composed them all; then `run_together` gets them.
+    """
     if HELP_FLAGS & set(sys.argv[1:]):
         print(help_text(entry))
         return
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then hands errors to us instead of printing them
     register()
     failures: list[str] = []
+    waiting: Jobs = []
     starter = os.getpid()
+
+    def run_or_wait(settings: Any, job: Job) -> None:
+        if run_together is None or job.sweep is None or settings.sweep != "fused":
+            run(settings, job)
+        elif os.getpid() != starter:
+            raise UserError(
+                "sweep=fused: jobs in processes of their own cannot share a pass; leave hydra/launcher out"
+            )
+        else:
+            waiting.append((settings, job))
+
     try:
         if not UNCHECKED_FLAGS & set(sys.argv[1:]):
             raise_problems(command_line_problems(entry, sys.argv[1:]))
         hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=entry)(
-            lambda config: _run(entry, run, config, failures, starter)
+            lambda config: _run(entry, run_or_wait, config, failures, starter)
         )()
+        if run_together is not None and waiting:
+            _together(run_together, waiting, failures)
     except UserError as error:
         _complain(error.problems)
     except (HydraException, OmegaConfBaseException) as error:
@@ -78,6 +99,13 @@ def _run(entry: str, run: Callable[[Any, Job], None], config: DictConfig, failur
         if os.getpid() != starter:  # a launcher with processes of its own: only Hydra brings errors back
             raise UserError(problems) from error
         failures += problems
+
+
+def _together(run_together: Callable[[Jobs], None], jobs: Jobs, failures: list[str]) -> None:
+    try:
+        run_together(jobs)
+    except UserError as error:
+        failures += error.problems
 
 
 def _job(entry: str, config: DictConfig) -> Job:

@@ -355,6 +355,12 @@ class MergeConfig:
     """Do not run a job again whose folder holds a finished result of the same settings."""
     tags: list[str] = field(default_factory=list)
     """Words to find the run by."""
+    save: bool = True
+    """Write the merged model into `model` of the job's folder; false: merge into the model that is scored, and keep
+    its scores alone."""
+    sweep: str = "separate"
+    """Jobs of one -m command: separate (one after the other) or fused (jobs of the same targets are merged in one pass
+    that reads every input once; the models are the same, byte for byte)."""
     merge: dict[str, Any] = field(default_factory=dict)
     """The method, its `scale` (a number, or `search`) and its own parameters."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -374,7 +380,7 @@ def _in_order(value: Any) -> Any:
 
 
 def _without_records(settings: TrainConfig | MergeConfig) -> dict[str, Any]:
-    ignored = ("logger", "paths", "tags", "skip_finished", "targets", "base", "sft", "engine")
+    ignored = ("logger", "paths", "tags", "skip_finished", "targets", "base", "sft", "engine", "sweep")
     return {name: _without_attempt(value) for name, value in vars(settings).items() if name not in ignored}
 
 

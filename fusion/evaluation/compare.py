@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fusion.config.schema import DataConfig, EvaluationConfig, ModelConfig, PathsConfig
 from fusion.dialogues.dialogue import Dialogue
 from fusion.dialogues.load import load_dialogues, load_splits
 from fusion.dialogues.reader import scoring_reader
-from fusion.evaluation.score import Scores, score_folder
+from fusion.evaluation.score import Scores, score_folder, score_weights
 from fusion.tracking.inputs import MergeInputs, read_lineage
 from fusion.tracking.rows import ComparisonRow, Kind
 from fusion.tracking.stage1 import TargetRun
@@ -26,6 +28,8 @@ class ScoredModel:
     """Of targets and SFT: the settings by which they were trained."""
     alignment: Mapping[str, Any] = field(default_factory=dict)
     """Of targets: stage 1's report of alignment and fusion."""
+    weights: Mapping[str, Tensor] | None = None
+    """What is scored in place of the weights in the model's folder."""
 
 
 def models_of_merge(inputs: MergeInputs) -> list[ScoredModel]:
@@ -71,7 +75,11 @@ def score_models(
     rows = []
     for scored in models:
         reader = scoring_reader(scored.model, models[0].model, data.max_length)
-        scores = score_folder(reader, test, heldout, evaluation.batch_tokens, Path(paths.cache))
+        how = test, heldout, evaluation.batch_tokens
+        if scored.weights is None:
+            scores = score_folder(reader, *how, Path(paths.cache))
+        else:
+            scores = score_weights(reader, scored.weights, *how)
         rows.append(comparison_row(scored, scores, seed, command))
     return rows
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from fusion.cache import cached_folder, code_version, fingerprint, write_json
@@ -139,6 +140,25 @@ def score_folder(
         write_json(folder / "scores.json", vars(scores))
 
     return Scores(**_read(cached_folder(cache, "scores", key, build) / "scores.json"))
+
+
+def score_weights(
+    reader: Reader,
+    weights: Mapping[str, Tensor],
+    test: Sequence[Dialogue],
+    heldout: Sequence[Dialogue],
+    batch_tokens: int,
+) -> Scores:
+    """Score the model of `reader` with other weights of the same shapes, which need not be on the disk."""
+    model = on_device(load_causal_lm(reader.model))
+    take_weights(model, weights)
+    return score_model(model, reader.encoder, reader.vocab_size, test, heldout, batch_tokens)
+
+
+def take_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+    """Give `model` the weights of a state dict as files hold it: tied heads are not in it."""
+    model.load_state_dict(dict(weights), strict=False)
+    model.tie_weights()
 
 
 def _read(path: Path) -> dict:

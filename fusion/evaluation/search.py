@@ -10,7 +10,7 @@ from fusion.config.schema import DataConfig, MergeConfig, ModelConfig
 from fusion.config.sizes import num_bytes
 from fusion.dialogues.dialogue import Dialogue
 from fusion.dialogues.reader import encode_all, make_readers
-from fusion.evaluation.score import nll_per_byte
+from fusion.evaluation.score import nll_per_byte, take_weights
 from fusion.merging import Study
 from fusion.teaching.causal_lm import load_causal_lm, on_device
 from fusion.tracking.inputs import MergeInputs
@@ -60,8 +60,7 @@ def heldout_loss(
     model = on_device(load_causal_lm(pivot))
 
     def loss(weights: Mapping[str, Tensor]) -> float:
-        model.load_state_dict(dict(weights), strict=False)  # tied heads are not in the file
-        model.tie_weights()
+        take_weights(model, weights)
         return nll_per_byte(model, readers[0].vocab_size, encoded, batch_tokens)
 
     return loss

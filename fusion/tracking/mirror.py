@@ -52,16 +52,24 @@ class Lineage:
 
     @classmethod
     def of(cls, stage: str, folder: Path, result: Mapping[str, Any], lineage: Mapping[str, Any]) -> "Lineage":
-        model = folder / str(result["model"])
         if stage == "merge":
             used = [Piece("target", name, hashed) for name, hashed in lineage["inputs"]["targets"]]
-            return cls(used, [Piece("merged", str(result["merge"]["method"]), folder_hash(model), model)])
+            return cls(used, _merged_piece(folder, result))
+        model = folder / str(result["model"])
         hashes = dict(lineage["inputs"])
         dialogues = Piece("dialogues", "train", str(hashes.pop("dialogues", "")))
         models = [Piece("model", name, str(hashed)) for name, hashed in hashes.items()]
         kind = "sft" if result["is_baseline"] else "target"
         distributions = Piece("distributions", str(result["name"]), str(lineage["distributions"]))
         return cls([dialogues, *models, distributions], [Piece(kind, str(result["name"]), folder_hash(model), model)])
+
+
+def _merged_piece(folder: Path, result: Mapping[str, Any]) -> list[Piece]:
+    """Nothing when the merged model was not saved."""
+    if result["model"] is None:
+        return []
+    model = folder / str(result["model"])
+    return [Piece("merged", str(result["merge"]["method"]), folder_hash(model), model)]
 
 
 def mirror_result(

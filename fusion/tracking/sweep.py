@@ -13,7 +13,12 @@ class SweepComparison(Callback):
     """Hydra calls this after a multirun: print the table, write the comparison page into the sweep's folder."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        compare_folder(Path(config.hydra.sweep.dir), shlex.join(["python", *sys.argv]))
+        compare_folder(Path(config.hydra.sweep.dir), sweep_command())
+
+
+def sweep_command() -> str:
+    """The line that made the whole sweep."""
+    return shlex.join(["python", *sys.argv])
 
 
 def compare_folder(folder: Path, command: str) -> None:

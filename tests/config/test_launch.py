@@ -18,7 +18,7 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
-    def run(entry, *words, job=lambda settings, job: None):
+    def run(entry, *words, job=lambda settings, job: None, together=None):
         ran = []
 
         def keep(settings, one):
@@ -28,7 +28,7 @@ def command(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", [f"{entry}.py", *words])
         code = 0
         try:
-            launch(entry, keep)
+            launch(entry, keep, together)
         except SystemExit as stop:
             code = stop.code
         return code, ran, capsys.readouterr().err
@@ -116,3 +116,39 @@ def test_an_error_of_ours_is_no_users_mistake(command):
 
     with pytest.raises(ZeroDivisionError, match="ours"):
         command("train", job=broken)
+
+
+def test_jobs_of_a_fused_sweep_wait_for_each_other(command):
+    together = []
+    words = ("-m", "merge=sce", "merge.tau=0.1,0.2", "sweep=fused")
+    code, ran, _ = command("merge", *words, together=together.append)
+    ((first, second),) = together
+    assert (code, ran) == (0, [])
+    assert [settings.merge["tau"] for settings, _ in (first, second)] == [0.1, 0.2]
+    assert first[1].folder != second[1].folder
+    assert first[1].sweep == second[1].sweep
+    assert all("sweep=fused" in job.command for _, job in (first, second))
+
+
+def test_what_a_fused_sweep_complains_of_is_told(command):
+    def fail(jobs):
+        raise UserError([f"{job.name}: no" for _, job in jobs])
+
+    code, _, complained = command("merge", "-m", "merge=sce", "merge.tau=0.1,2", "sweep=fused", together=fail)
+    assert code == 2
+    assert "merge.tau=0.1: no" in complained
+    assert "merge.tau=2: no" in complained
+
+
+def test_a_fused_sweep_needs_one_process(command):
+    words = ("-m", "merge=sce", "merge.tau=0.1,0.2", "sweep=fused", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    together = []
+    code, ran, complained = command("merge", *words, together=together.append)
+    assert (code, ran, together) == (2, [], [])
+    assert "jobs in processes of their own cannot share a pass; leave hydra/launcher out" in complained
+
+
+def test_a_single_job_is_never_fused(command):
+    together = []
+    code, ran, _ = command("merge", "merge=sce", "sweep=fused", together=together.append)
+    assert (code, len(ran), together) == (0, 1, [])
