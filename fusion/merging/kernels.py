@@ -24,10 +24,21 @@ INFINITE = np.uint32(0x7F80)
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
-@njit(cache=True, nogil=True)
-def _widen(raw_N: Any, wide_N: Any) -> None:
-    for n in range(len(raw_N)):
-        wide_N[n] = np.uint32(raw_N[n]) << UPPER
+@njit(cache=True, nogil=True, inline="always")
+def _widened(half: Any) -> Any:
+    """float32 of a bit pattern of bfloat16: exact."""
+    return np.uint32(np.uint32(half) << UPPER).view(np.float32)
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc"})
+def _load_run(raw_S: Any, origin_S: Any, operands_S: Any) -> Any:
+    """Widen, subtract, and return the sum of squares, float32."""
+    total = ZERO
+    for n in range(len(raw_S)):
+        value = _widened(raw_S[n]) - origin_S[n]
+        operands_S[n] = value
+        total += value * value
+    return total
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc"})
@@ -55,19 +66,17 @@ def load_bfloat16(
     Fills `origin_N`, `operands_KN` and the squared norms of the operands, float64; returns that of the base. Without
     a base `base_N` and `origin_N` are empty.
     """
+    zeros_S = np.zeros(SHORT, dtype=np.float32)
     origin_square = 0.0
     squares_K[:] = 0.0
     for start in range(0, targets_KN.shape[1], SHORT):
-        origin_S = origin_N[start : start + SHORT]
-        _widen(base_N[start : start + SHORT], origin_S.view(np.uint32))
-        origin_square += np.float64(_square(origin_S))
+        stop = min(start + SHORT, targets_KN.shape[1])
+        origin_S = origin_N[start:stop]
+        origin_square += np.float64(_load_run(base_N[start:stop], zeros_S, origin_S))
+        subtrahend_S = origin_S if subtracts else zeros_S
         for k in range(len(targets_KN)):
-            operands_S = operands_KN[k, start : start + SHORT]
-            _widen(targets_KN[k, start : start + SHORT], operands_S.view(np.uint32))
-            if subtracts:
-                for n in range(len(operands_S)):
-                    operands_S[n] -= origin_S[n]
-            squares_K[k] += np.float64(_square(operands_S))
+            operands_S = operands_KN[k, start:stop]
+            squares_K[k] += np.float64(_load_run(targets_KN[k, start:stop], subtrahend_S, operands_S))
     return origin_square
 
 
@@ -177,20 +186,12 @@ def round_to_bfloat16(delta_N: Any, origin_N: Any, scale: float, rounded_N: Any)
     Returns whether all are finite; NaN needs no care, since the caller refuses it.
     """
     factor, largest = np.float32(scale), np.uint32(0)
-    merged_T = np.empty(TILE, dtype=np.float32)
-    patterns_T = merged_T.view(np.uint32)
-    for start in range(0, len(delta_N), TILE):
-        delta_T, rounded_T = delta_N[start : start + TILE], rounded_N[start : start + TILE]
-        origin_T = origin_N[start : start + TILE]
-        for n in range(len(delta_T)):
-            merged_T[n] = delta_T[n] * factor + origin_T[n]
-        for n in range(len(delta_T)):
-            pattern = patterns_T[n]
-            half = (pattern + np.uint32(0x7FFF) + (pattern >> UPPER & np.uint32(1))) >> UPPER
-            is_special = pattern & SIGN_OFF >= np.uint32(0x7F80_0000)
-            half = pattern >> UPPER | np.uint32(is_special) if is_special else half
-            largest = max(largest, half & INFINITE)
-            rounded_T[n] = np.uint16(half)
+    for n in range(len(delta_N)):
+        pattern = np.float32(delta_N[n] * factor + origin_N[n]).view(np.uint32)
+        half = np.uint32(pattern + np.uint32(0x7FFF) + (pattern >> UPPER & np.uint32(1))) >> UPPER
+        half = pattern >> UPPER if pattern & SIGN_OFF >= np.uint32(0x7F80_0000) else half
+        largest = max(largest, half & INFINITE)
+        rounded_N[n] = np.uint16(half)
     return bool(largest < INFINITE)
 
 
