@@ -6,6 +6,7 @@ compiled loops are loaded, as they are behind the first merge of a sweep; the re
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ def main(recipe: str, out: str) -> None:
     numbers = [{"w": torch.arange(8, dtype=torch.bfloat16) * j} for j in range(len(targets) + 1)]
     merge_state_dicts(method, numbers[0], numbers[1:], **parameters)
     engine = EngineConfig(**given["engine"])
+    started = time.process_time()
     report = merge_folders(method, Path(given["base"]), targets, Path(out), engine=engine, **parameters)
-    print(json.dumps(report.to_dict()))
+    print(json.dumps(report.to_dict() | {"processor_seconds": time.process_time() - started}))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Run:
-    """One merge. `seconds`: without starting Python and imports; `command_seconds`: with them.
+    """One merge. `seconds`: without starting Python and imports; `command_seconds`: with them. `processor_seconds`: of
+    all threads of the merge, which a machine that others use changes less.
 
     Bytes of the process: `anonymous`, its own memory at the most (sampled); `resident`, the peak of that and of pages
     of mapped files, which other processes may share.
@@ -36,6 +37,7 @@ class Run:
     out: Path
     seconds: float
     command_seconds: float
+    processor_seconds: float
     anonymous: int
     resident: int
     report: dict[str, Any]
@@ -70,7 +72,7 @@ def mergekit_recipe(inputs: Inputs, method: str, parameters: dict[str, Any]) -> 
 
 
 def _run(inputs: Inputs, name: str, recipe: dict[str, Any], python: str, script: Path, **environment: str) -> Run:
-    """The script prints a report, or the seconds, as the last line."""
+    """The script prints a report, or seconds alone, as the last line."""
     path, out = inputs.work / f"{name}.json", inputs.work / name
     path.write_text(json.dumps(recipe), "utf-8")
     shutil.rmtree(out, ignore_errors=True)
@@ -84,9 +86,8 @@ def _run(inputs: Inputs, name: str, recipe: dict[str, Any], python: str, script:
     command_seconds = time.perf_counter() - started
     if process.returncode:
         raise RuntimeError(f"{script.name} failed:\n{log.read_text('utf-8')[-2000:]}")
-    printed = json.loads(log.read_text("utf-8").splitlines()[-1])
-    report = printed if isinstance(printed, dict) else {"seconds": printed}
-    return Run(out, report["seconds"], command_seconds, anonymous, resident, report)
+    report = json.loads(log.read_text("utf-8").splitlines()[-1])
+    return Run(out, report["seconds"], command_seconds, report["processor_seconds"], anonymous, resident, report)
 
 
 def _watch(process: "subprocess.Popen[bytes]") -> tuple[int, int]:

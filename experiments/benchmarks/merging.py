@@ -61,6 +61,7 @@ def compare(inputs: Inputs, method: str, python: str | None, rounds: int) -> tup
     for name, run in best.items():
         if name.startswith("mergekit"):
             rows.append(Row(f"{method}: {name}", run.seconds, mine.seconds, "s"))
+            rows.append(Row(f"{method}: {name}, processors", run.processor_seconds, mine.processor_seconds, "s"))
             rows.append(Row(f"{method}: {name}, whole command", run.command_seconds, mine.command_seconds, "s"))
             rows.append(Row(f"{method}: {name}, ours with checksums", run.seconds, checked.seconds, "s"))
             rows.append(Row(f"{method}: {name}, own memory", run.anonymous / GIBI, mine.anonymous / GIBI, "GiB"))
