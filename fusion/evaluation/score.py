@@ -8,7 +8,7 @@ Array legend: R supervised rows of a dialogue.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,8 @@ class Scores:
     """Nats per byte of assistant text on the held-out dialogues."""
     items: dict[str, bool]
     """Right or wrong by content hash of the test dialogue."""
+    heldout: dict[str, list[float]] = field(default_factory=dict)
+    """Nats and bytes by content hash of the held-out dialogue."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,21 @@ def read_results(
 
 def nll_per_byte(model: PreTrainedModel, vocab_size: int, encoded: Mapping[str, Encoded], batch_tokens: int) -> float:
     """Nats per byte of assistant text, end-of-turn counted as one byte, over all dialogues together."""
-    nats = sum(
-        float(results.nll_R.sum(dtype=np.float64))
-        for _, results in read_results(model, vocab_size, encoded, batch_tokens)
-    )
-    return nats / sum(one.num_bytes for one in encoded.values())
+    return _per_byte(nats_and_bytes(model, vocab_size, encoded, batch_tokens))
+
+
+def nats_and_bytes(
+    model: PreTrainedModel, vocab_size: int, encoded: Mapping[str, Encoded], batch_tokens: int
+) -> dict[str, list[float]]:
+    """Nats and bytes of the assistant text of every dialogue, by content hash."""
+    return {
+        name: [float(results.nll_R.sum(dtype=np.float64)), float(encoded[name].num_bytes)]
+        for name, results in read_results(model, vocab_size, encoded, batch_tokens)
+    }
+
+
+def _per_byte(dialogues: Mapping[str, Sequence[float]]) -> float:
+    return sum(nats for nats, _ in dialogues.values()) / sum(size for _, size in dialogues.values())
 
 
 def score_model(
@@ -102,8 +114,14 @@ def score_model(
     scores = {skill: float(np.mean(right)) for skill, right in skills.items()}
     if scores:
         scores[AVERAGE] = float(np.mean(list(scores.values())))
-    loss = nll_per_byte(model, vocab_size, heldout_tokens, batch_tokens) if heldout_tokens else None
-    return Scores(scores, {skill: len(right) for skill, right in skills.items()}, loss, dict(sorted(items.items())))
+    losses = nats_and_bytes(model, vocab_size, heldout_tokens, batch_tokens)
+    return Scores(
+        scores,
+        {skill: len(right) for skill, right in skills.items()},
+        _per_byte(losses) if losses else None,
+        dict(sorted(items.items())),
+        dict(sorted(losses.items())),
+    )
 
 
 def last_turn(encoded: Encoded, end_of_turn_id: int) -> np.ndarray:
