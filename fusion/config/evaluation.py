@@ -1,0 +1,41 @@
+"""Settings of the evaluation's endpoints, generation and benchmarks."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    base_url: str = ""
+    """Any OpenAI-compatible endpoint, for instance https://api.openai.com/v1 or http://localhost:8000/v1."""
+    model: str = ""
+    """Name of the judging model at the endpoint; published numbers name theirs with its date."""
+    key_variable: str = ""
+    """Environment variable that holds the key, which is never a setting itself. Empty: the endpoint asks for none."""
+    concurrency: int = 8
+    """Questions that are under way at the same time."""
+    timeout_s: float = 120.0
+    """Seconds after which an answer counts as lost and is asked for again."""
+    retries: int = 6
+    """How often a question is asked again after time-outs, status 408, 429 and 5xx, and replies that are no JSON."""
+    first_wait_s: float = 1.0
+    """Seconds before the first repetition; they double with every further one, up to a minute."""
+    input_price: float = 0.0
+    """US dollars per million tokens that the endpoint reads, for the cost counter."""
+    output_price: float = 0.0
+    """US dollars per million tokens that the endpoint writes."""
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    base_url: str = ""
+    """An OpenAI-compatible server that serves the models under their names; empty: transformers generates here."""
+    key_variable: str = ""
+    """Environment variable that holds the server's key; empty: it asks for none."""
+    concurrency: int = 16
+    """Server: dialogues under way at the same time."""
+    timeout_s: float = 600.0
+    """Server: seconds after which an answer counts as lost and is asked for again."""
+    batch_size: int = 8
+    """transformers: dialogues that are generated side by side. Fixed batches keep the bytes of a resumed run."""
+    max_new_tokens: int = 1024
+    """Longest answer; what is longer is cut."""

@@ -1,0 +1,184 @@
+"""The judge client on a real server that misbehaves: nothing lost, nothing paid twice, no key written."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from chat_server import KEY, KEY_VARIABLE, chat_server, files_with
+
+from fusion.config import UserError
+from fusion.config.evaluation import EndpointConfig
+from fusion.evaluation.endpoint import Endpoint, Question, Refused
+
+
+def settings(server, **changes):
+    defaults = {"model": "judge", "timeout_s": 0.5, "first_wait_s": 0.01, "concurrency": 4}
+    return EndpointConfig(base_url=server.base_url, **{**defaults, **changes})
+
+
+def question(number, **changes):
+    return Question(({"role": "user", "content": f"question {number}"},), **changes)
+
+
+def echo(payload):
+    return "answer to " + payload["messages"][-1]["content"]
+
+
+def test_every_fault_is_survived_and_order_kept(tmp_path):
+    faults = ["timeout", 429, 500, "malformed", "empty", "cut", 503, 429]
+    with chat_server(echo, faults=faults) as server:
+        endpoint = Endpoint(settings(server), tmp_path)
+        replies = endpoint.ask_all([question(number) for number in range(30)])
+    assert [reply.text for reply in replies] == [f"answer to question {number}" for number in range(30)]
+    assert all(server.seen[fault] for fault in faults)
+    assert endpoint.ledger.repeated == len(faults)
+    assert endpoint.ledger.asked == 30
+
+
+def test_a_rerun_costs_nothing_and_says_the_same(tmp_path):
+    with chat_server(echo) as server:
+        first = Endpoint(settings(server), tmp_path)
+        replies = first.ask_all([question(number) for number in range(10)])
+        asked = len(server.payloads)
+        again = Endpoint(settings(server), tmp_path)
+        assert again.ask_all([question(number) for number in range(10)]) == replies
+        assert len(server.payloads) == asked == 10
+    assert (again.ledger.asked, again.ledger.from_cache) == (0, 10)
+    assert again.ledger.to_json(settings(server, input_price=1.0))["dollars"] == 0
+
+
+def test_what_decides_an_answer_is_in_its_key(tmp_path):
+    with chat_server(echo) as server:
+        endpoint = Endpoint(settings(server), tmp_path)
+        endpoint.ask_all(
+            [
+                question(1),
+                question(1, temperature=0.5),
+                question(1, sample=1),
+                question(1, seed=3),
+                question(1, max_tokens=5),
+                question(1, top_logprobs=5),
+            ]
+        )
+        Endpoint(settings(server, model="other"), tmp_path).ask(question(1))
+        assert len(server.payloads) == 7
+
+
+def test_tokens_and_dollars_are_counted(tmp_path):
+    with chat_server(echo) as server:
+        prices = settings(server, input_price=10.0, output_price=30.0)
+        endpoint = Endpoint(prices, tmp_path)
+        endpoint.ask(question(1))
+    counted = endpoint.ledger.to_json(prices)
+    assert (counted["prompt_tokens"], counted["completion_tokens"]) == (10, 20)
+    assert counted["dollars"] == pytest.approx((10 * 10 + 20 * 30) / 1e6)
+    assert counted["models"] == ["judge-2026"]
+
+
+def test_questions_go_side_by_side(tmp_path):
+    with chat_server(echo, slow=0.1) as server:
+        Endpoint(settings(server, concurrency=5), tmp_path).ask_all([question(number) for number in range(10)])
+        assert server.most_at_once == 5
+
+
+def test_no_key_in_any_file_log_or_message(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with chat_server(echo, key=KEY, faults=[500, "cut"]) as server:
+        given = settings(server, key_variable=KEY_VARIABLE)
+        endpoint = Endpoint(given, tmp_path)
+        assert endpoint.ask(question(1)).text == "answer to question 1"
+        monkeypatch.setenv(KEY_VARIABLE, KEY + "-wrong")
+        with pytest.raises(Refused) as refused:
+            Endpoint(given, tmp_path).ask_all([question(number) for number in range(2, 9)])
+    assert "status 401" in str(refused.value)
+    assert KEY not in str(refused.value)
+    assert KEY not in caplog.text
+    assert KEY not in repr(given) + repr(endpoint.ledger)
+    assert files_with(KEY, tmp_path) == []
+    assert files_with("question 1", tmp_path) != []
+
+
+def test_a_question_without_answer_is_told_and_the_others_are_kept(tmp_path):
+    def stubborn(payload):
+        if payload["messages"][-1]["content"] == "question 3":
+            time.sleep(1)
+        return echo(payload)
+
+    questions = [question(number) for number in range(6)]
+    with chat_server(stubborn) as server:
+        with pytest.raises(UserError, match=r"1 of 6 questions have no answer .*ReadTimeout.*run the same command"):
+            Endpoint(settings(server, retries=1), tmp_path).ask_all(questions)
+        server.answer, before = echo, len(server.payloads)
+        endpoint = Endpoint(settings(server), tmp_path)
+        assert len(endpoint.ask_all(questions)) == 6
+        assert len(server.payloads) == before + 1
+    assert endpoint.ledger.from_cache == 5
+
+
+def test_empty_answers_are_believed_at_last_but_not_kept(tmp_path):
+    with chat_server(lambda payload: "") as server:
+        endpoint = Endpoint(settings(server), tmp_path)
+        assert endpoint.ask(question(1)).text == ""
+        assert len(server.payloads) == 3
+        endpoint.ask(question(1))
+        assert len(server.payloads) == 6
+
+
+def test_log_probabilities_of_the_first_token(tmp_path):
+    with chat_server(lambda payload: ("m", {"m": -0.1, "M": -2.4})) as server:
+        endpoint = Endpoint(settings(server), tmp_path)
+        assert endpoint.ask(question(1, top_logprobs=5)).first_token == {"m": -0.1, "M": -2.4}
+        assert endpoint.ask(question(1)).first_token is None
+        assert endpoint.ask(question(1, top_logprobs=5)).first_token == {"m": -0.1, "M": -2.4}
+        assert len(server.payloads) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"base_url": "api.example.org"}, "address of an endpoint"),
+        ({"base_url": "https://user:secret@example.org/v1"}, "must hold no key"),
+        ({"base_url": "https://example.org/v1?key=secret"}, "must hold no key"),
+        ({"model": ""}, "judge.model"),
+        ({"key_variable": "FUSION_TEST_NO_SUCH_KEY"}, "FUSION_TEST_NO_SUCH_KEY is not set"),
+    ],
+)
+def test_settings_that_cannot_work(tmp_path, changes, problem):
+    given = EndpointConfig(**{"base_url": "https://example.org/v1", "model": "judge", **changes})
+    with pytest.raises(UserError, match=problem) as error:
+        Endpoint(given, tmp_path)
+    assert "secret" not in str(error.value)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from fusion.config.evaluation import EndpointConfig
+from fusion.evaluation.endpoint import Endpoint, Question
+endpoint = Endpoint(EndpointConfig(base_url=sys.argv[1], model="judge", concurrency=2), Path(sys.argv[2]))
+endpoint.ask_all([Question(({"role": "user", "content": f"question {n}"},)) for n in range(20)])
+"""
+
+
+def test_killed_and_resumed(tmp_path):
+    """After a SIGKILL at any moment only what had no reply is asked again; every kept file is whole."""
+    with chat_server(echo, slow=0.05) as server:
+        command = [sys.executable, "-c", SCRIPT, server.base_url, str(tmp_path)]
+        process = subprocess.Popen(command, env=os.environ)
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.rglob("*.json"))) < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(0.1)
+        kept, asked = len(list(tmp_path.rglob("[!.]*.json"))), len(server.payloads)
+        assert 5 <= kept < 20
+        subprocess.run(command, check=True, env=os.environ)
+        assert len(server.payloads) == asked + 20 - kept
+        assert len(list(tmp_path.rglob("[!.]*.json"))) == 20
