@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion.dialogues.dialogue import Dialogue
+from fusion.dialogues.dialogue import Dialogue, Message
 from fusion.dialogues.template import ChatFormat, Rendering, UnrenderableDialogue
 from fusion.dialogues.token_bytes import TokenBytes, offset_ends, token_bytes
 
@@ -76,6 +76,15 @@ class Encoder:
         if not encoded.rows_R.size:
             raise UnrenderableDialogue("no assistant token is left within max_length")
         return encoded
+
+    def encode_prompt(self, messages: Sequence[Message]) -> np.ndarray:
+        """int32 [N]: what the model reads before it answers the last of `messages`; nothing is cut.
+
+        Raises UnrenderableDialogue when the template or the tokeniser cannot carry them.
+        """
+        _refuse_special_tokens(Dialogue(tuple(messages)), self._reserved)
+        text = self._in_own_tokens(Rendering(self.template.render_prompt(messages), ())).text
+        return np.asarray(self.own.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
 
     def _in_own_tokens(self, rendering: Rendering) -> Rendering:
         """Replace the template's special strings (start of sequence, end of turn) by this model's own."""

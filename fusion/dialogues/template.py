@@ -1,11 +1,12 @@
 """Dialogues as text: the chat template's rendering, and where in it the assistant speaks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
 from fusion.config import UserError
-from fusion.dialogues.dialogue import Dialogue, chat
+from fusion.dialogues.dialogue import Dialogue, Message, chat
 
 PROBE = chat("ask", "probe")
 TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
@@ -64,6 +65,10 @@ class ChatFormat:
             cursor = start + len(message["content"])
             turns.append(Turn(start, cursor, self._find_end_of_turn(text, cursor)))
         return Rendering(text, tuple(turns))
+
+    def render_prompt(self, messages: Sequence[Message]) -> str:
+        """The text up to where the assistant begins to answer the last message; raises UnrenderableDialogue."""
+        return _apply(self.tokenizer, [{"role": one.role, "content": one.content} for one in messages], prompt=True)
 
     def _find_end_of_turn(self, text: str, content_end: int) -> int | None:
         rest = text[content_end:]
