@@ -1,6 +1,6 @@
 """Settings of the evaluation's endpoints, generation and benchmarks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,49 @@ class GenerationConfig:
     """transformers: dialogues that are generated side by side. Fixed batches keep the bytes of a resumed run."""
     max_new_tokens: int = 1024
     """Longest answer; what is longer is cut."""
+
+
+@dataclass(frozen=True)
+class MTBenchConfig:
+    questions: str = "HuggingFaceH4/mt_bench_prompts"
+    """Hub id, or a JSONL file in FastChat's format (question_id, category, turns)."""
+    references: str = ""
+    """JSONL file of reference answers in FastChat's format; empty: those that come with the questions."""
+    prompts: str = ""
+    """FastChat's judge_prompts.jsonl, for numbers to compare with published ones; empty: the built-in prompts."""
+    limit: int | None = None
+    """Ask only this many questions, the first ones."""
+
+
+@dataclass(frozen=True)
+class AlpacaEvalConfig:
+    questions: str = "tatsu-lab/alpaca_eval"
+    """Hub id, or a JSON file in alpaca_eval's format (instruction, output, generator, dataset) with the baseline's
+    answers."""
+    prompts: str = ""
+    """A prompt in alpaca_eval's format, for numbers to compare with published ones; empty: the built-in prompt."""
+    gamed: str = "tatsu-lab/alpaca_eval"
+    """Hub id, or df_gamed.csv, with the annotations and difficulties that the published length control uses; empty: a
+    regression on lengths alone."""
+    both_orders: bool = True
+    """Show every pair of answers in both orders, which cancels a judge's liking for a place; published: one order."""
+    temperature: float = 0.7
+    """Temperature of the models' answers."""
+    limit: int | None = None
+    """Ask only this many questions, the first ones."""
+
+
+@dataclass(frozen=True)
+class LMEvalConfig:
+    tasks: list[str] = field(default_factory=lambda: ["arc_easy"])
+    """Tasks of the EleutherAI harness."""
+    include_path: str = ""
+    """Folder with task definitions of your own."""
+    num_fewshot: int | None = None
+    """Examples before every question; left out: as the task says."""
+    chat_template: bool = True
+    """Ask in the model's chat template."""
+    batch_size: int = 8
+    """Requests side by side."""
+    limit: int | None = None
+    """Ask only this many items per task, the first ones."""

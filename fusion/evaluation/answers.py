@@ -1,7 +1,7 @@
 """Answers of a model to questions of one or more turns; kept in the cache, so that a killed run goes on."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from fusion.cache import cached_folder, code_version, fingerprint, write_json, write_text
+from fusion.cache import cached_folder, code_version, fingerprint, write_json
 from fusion.config import UserError
 from fusion.config.evaluation import EndpointConfig, GenerationConfig
 from fusion.dialogues.dialogue import Message
@@ -19,7 +19,6 @@ from fusion.evaluation.candidate import Candidate
 from fusion.evaluation.endpoint import Endpoint, Question
 from fusion.evaluation.sampling import Draw, continuations, stop_ids_of
 
-ANSWERS = "answers.jsonl"
 MODEL_CODE = ("fusion.evaluation.answers", "fusion.evaluation.sampling", "fusion.dialogues", "fusion.teaching")
 
 
@@ -186,19 +185,15 @@ def fitting(module: PreTrainedModel, prompt_N: np.ndarray, max_new_tokens: int) 
     return prompt_N[-(length - max_new_tokens) :] if length else prompt_N
 
 
-def write_answers(path: Path, model: str, answers: Mapping[tuple[str, int], Sequence[Answer]]) -> None:
-    """`answers.jsonl` in FastChat's format, a line per question: by (benchmark, seed)."""
-    lines = [json.dumps(line, ensure_ascii=False, sort_keys=True) for line in _answer_lines(model, answers)]
-    write_text(path, "".join(line + "\n" for line in lines))
-
-
-def _answer_lines(model: str, answers: Mapping[tuple[str, int], Sequence[Answer]]) -> Iterator[dict[str, Any]]:
-    for (benchmark, seed), given in answers.items():
-        for one in given:
-            yield {
-                "question_id": int(one.name) if one.name.isdecimal() else one.name,
-                "model_id": model,
-                "benchmark": benchmark,
-                "seed": seed,
-                "choices": [{"index": 0, "turns": list(one.turns)}],
-            }
+def answer_lines(model: str, benchmark: str, seed: int, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Lines of `answers.jsonl`, in FastChat's format."""
+    return [
+        {
+            "question_id": int(one.name) if one.name.isdecimal() else one.name,
+            "model_id": model,
+            "benchmark": benchmark,
+            "seed": seed,
+            "choices": [{"index": 0, "turns": list(one.turns)}],
+        }
+        for one in answers
+    ]

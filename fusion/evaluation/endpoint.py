@@ -141,10 +141,12 @@ class Endpoint:
             UserError: questions stayed without an answer after all retries. What was answered is kept.
         """
         self._stop.clear()
+        places = [self._path(question) for question in questions]
+        unique = dict(zip(places, questions, strict=True))  # the same question is asked once
         with ThreadPoolExecutor(max_workers=self.settings.concurrency) as pool:
-            futures = [pool.submit(self._answer, question, told) for question in questions]
+            futures = {path: pool.submit(self._answer, path, question, told) for path, question in unique.items()}
             try:
-                errors = [error for future in futures if (error := future.exception()) is not None]
+                errors = [error for future in futures.values() if (error := future.exception()) is not None]
             except BaseException:  # the user's Ctrl-C must not wait for a thousand questions
                 self._stop.set()
                 raise
@@ -153,17 +155,16 @@ class Endpoint:
                 raise error
         if errors:
             raise UserError(
-                f"{self._where}: {len(errors)} of {len(questions)} questions have no answer "
+                f"{self._where}: {len(errors)} of {len(unique)} questions have no answer "
                 f"(the first: {errors[0]}); run the same command again: answers so far are kept"
             )
-        return [future.result() for future in futures]
+        return [futures[path].result() for path in places]
 
     @property
     def _where(self) -> str:
         return f"{self.settings.model} at {self.settings.base_url}"
 
-    def _answer(self, question: Question, told: Callable[[Reply], None] | None) -> Reply:
-        path = self._path(question)
+    def _answer(self, path: Path, question: Question, told: Callable[[Reply], None] | None) -> Reply:
         kept = _read_reply(path)
         reply = kept or self._asked_patiently(question)
         if kept is None and reply.text:  # an empty answer may be a fault of the moment

@@ -44,6 +44,8 @@ class ScoreSheet:
     """Sentences that belong under every table of these scores."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the scores were made with: judge, prompts, versions, costs."""
+    records: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Lines to keep beside the scores, by the name of their file: answers, judgments."""
 
     @property
     def scored(self) -> tuple[ScoredItem, ...]:
@@ -66,10 +68,10 @@ class ScoreSheet:
         return self.by_category and category == AVERAGE
 
     def to_json(self) -> dict[str, Any]:
-        """The sheet without its items, and a summary of them."""
+        """The sheet without items and records, and a summary of them."""
         results = {name: self.result(name) for name in (AVERAGE, *self.categories)}
         return {
-            **{name: value for name, value in asdict(self).items() if name != "items"},
+            **{name: value for name, value in asdict(self).items() if name not in ("items", "records")},
             "scores": {name: asdict(one) if one else None for name, one in results.items()},
             "scored": len(self.scored),
             "excluded": self.excluded,
@@ -138,8 +140,9 @@ def merged_sheets(sheets: Sequence[ScoreSheet]) -> ScoreSheet:
     if len({(one.seed, one.item) for one in items}) < len(items) or len({sheet.scorer for sheet in sheets}) > 1:
         raise ValueError("repetitions have one scorer and a seed each")
     first = sheets[0]
+    records = {name: [line for sheet in sheets for line in sheet.records.get(name, ())] for name in first.records}
     notes = tuple(dict.fromkeys(note for sheet in sheets for note in sheet.notes))
-    return ScoreSheet(**{**vars(first), "items": items, "notes": notes})
+    return ScoreSheet(**{**vars(first), "items": items, "notes": notes, "records": records})
 
 
 def item_rows(sheets: Iterable[ScoreSheet]) -> list[dict[str, Any]]:

@@ -1,7 +1,5 @@
 """Generation: what is drawn, that neighbours in a batch change nothing, that killed runs go on, and servers."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -15,9 +13,9 @@ from fusion.evaluation.answers import (
     LocalGenerator,
     Prompt,
     ServerGenerator,
+    answer_lines,
     dialogue_so_far,
     fitting,
-    write_answers,
 )
 from fusion.evaluation.candidate import Candidate
 from fusion.evaluation.sampling import Draw, continuations, stop_ids_of
@@ -163,9 +161,7 @@ def test_dialogue_so_far():
     assert [(one.role, one.content) for one in messages] == [("user", "a"), ("assistant", "x"), ("user", "b")]
 
 
-def test_answers_file_is_fastchats_format(tmp_path):
-    write_answers(tmp_path / "answers.jsonl", "pivot", {("mt_bench", 0): [Answer("81", ("a", "b"))]})
-    (line,) = (tmp_path / "answers.jsonl").read_text().splitlines()
-    found = json.loads(line)
-    assert (found["question_id"], found["model_id"]) == (81, "pivot")
-    assert found["choices"] == [{"index": 0, "turns": ["a", "b"]}]
+def test_answers_are_written_in_fastchats_format():
+    (line,) = answer_lines("pivot", "mt_bench", 0, [Answer("81", ("a", "b"))])
+    assert (line["question_id"], line["model_id"]) == (81, "pivot")
+    assert line["choices"] == [{"index": 0, "turns": ["a", "b"]}]

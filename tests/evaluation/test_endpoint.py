@@ -51,6 +51,13 @@ def test_a_rerun_costs_nothing_and_says_the_same(tmp_path):
     assert again.ledger.to_json(settings(server, input_price=1.0))["dollars"] == 0
 
 
+def test_the_same_question_is_asked_once(tmp_path):
+    with chat_server(echo, slow=0.05) as server:
+        replies = Endpoint(settings(server), tmp_path).ask_all([question(number % 2) for number in range(8)])
+        assert [reply.text for reply in replies] == ["answer to question 0", "answer to question 1"] * 4
+        assert len(server.payloads) == 2
+
+
 def test_what_decides_an_answer_is_in_its_key(tmp_path):
     with chat_server(echo) as server:
         endpoint = Endpoint(settings(server), tmp_path)

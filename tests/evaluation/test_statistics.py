@@ -50,8 +50,8 @@ def test_bootstrap_intervals_hold_the_truth(kind):
     rng = np.random.default_rng(3)
     weights = rng.uniform(0.5, 2, 90)
     hits = []
-    for _ in range(1500):
-        means = bootstrap_means(drawn(rng, 90, kind), NAMES, weights, rng, 600)
+    for _ in range(1000):
+        means = bootstrap_means(drawn(rng, 90, kind), NAMES, weights, rng, 400)
         low, high = np.quantile(means, [0.025, 0.975])
         hits.append(low <= 0 <= high)
     assert 0.93 <= np.mean(hits) <= 0.97
