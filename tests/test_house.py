@@ -9,7 +9,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"train", "merge"},
+    {"train", "merge", "evaluate"},
     {"evaluation"},
     {"tracking"},
     {"training", "merging"},
@@ -22,7 +22,12 @@ FLOORS = (
     {"cache"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-SOURCES = [*sorted((REPOSITORY / "fusion").rglob("*.py")), REPOSITORY / "train.py", REPOSITORY / "merge.py"]
+SOURCES = [
+    *sorted((REPOSITORY / "fusion").rglob("*.py")),
+    REPOSITORY / "train.py",
+    REPOSITORY / "merge.py",
+    REPOSITORY / "evaluate.py",
+]
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 

@@ -11,15 +11,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from fusion.cache import fingerprint
+from fusion.config.evaluate import EvaluateConfig
 from fusion.config.schema import MergeConfig, TrainConfig
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "conf"
 """Its `experiments` is a link to the repository's: as a search path of its own, the repository would turn every folder
 in it, virtual environments included, into a config group."""
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "merge": MergeConfig}
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "merge": MergeConfig, "evaluate": EvaluateConfig}
 LONGEST_NAME = 120
 
-Settings = TypeVar("Settings", TrainConfig, MergeConfig)
+Settings = TypeVar("Settings", TrainConfig, MergeConfig, EvaluateConfig)
 
 
 def register() -> None:

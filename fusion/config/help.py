@@ -16,6 +16,7 @@ WIDTH = 110
 ABOUT = {
     "train": "stage 1: a target from a pivot and a source (by default the built-in world, offline on a CPU)",
     "merge": "stage 2: one model from the targets of stage 1, scored and compared",
+    "evaluate": "scores of any models, and which differences between them are more than noise",
 }
 EXAMPLES = {
     "train": (
@@ -28,11 +29,16 @@ EXAMPLES = {
         "python merge.py -m merge=linear,task_arithmetic,ties,dare_linear,varm,sce merge.scale=search",
         "python merge.py merge=task_arithmetic targets=[/models/a,/models/b] base=/models/pivot",
     ),
+    "evaluate": (
+        "python evaluate.py models=[/models/pivot,/models/fused] data=jsonl data.path=my.jsonl scorers=[heldout]",
+        "python evaluate.py models=[/models/pivot,/models/fused] scorers=[mt_bench,alpaca_eval] judge=openai",
+        "python evaluate.py runs=[runs/merge]",
+    ),
 }
 
 
 def help_text(entry: str) -> str:
-    """Everything that the entry point `train` or `merge` takes, from the schemas and the files in `conf/`."""
+    """Everything that an entry point (`train`, `merge`, `evaluate`) takes, from schemas and `conf/`."""
     sections = [
         f"{entry}.py, {ABOUT[entry]}",
         "Commands to copy:\n" + "\n".join(f"  {example}" for example in EXAMPLES[entry]),

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from fusion.config.evaluate import EvaluateConfig, evaluate_problems
 from fusion.config.schema import EngineConfig, MergeConfig, TrainConfig
 from fusion.config.sizes import num_bytes
 
@@ -12,6 +13,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "template": ("shared", "native"),
     "pivot.dtype": DTYPES,
     "source.dtype": DTYPES,
+    "dtype": DTYPES,
     "teacher.rows": ("top_k", "nucleus", "random"),
     "teacher.store": ("compact", "exact"),
     "teacher.placement": ("single", "auto", "tensor_parallel", "fsdp"),
@@ -66,21 +68,43 @@ AT_LEAST: dict[str, float] = {
     "parallel.num_nodes": 1,
     "parallel.replicas": 1,
     "evaluation.batch_tokens": 1,
+    "batch_tokens": 1,
+    "judge.concurrency": 1,
+    "judge.retries": 0,
+    "judge.first_wait_s": 0,
+    "judge.input_price": 0,
+    "judge.output_price": 0,
+    "generation.concurrency": 1,
+    "generation.batch_size": 1,
+    "generation.max_new_tokens": 1,
+    "mt_bench.limit": 1,
+    "alpaca_eval.limit": 1,
+    "alpaca_eval.temperature": 0,
+    "lm_eval.limit": 1,
+    "lm_eval.batch_size": 1,
+    "lm_eval.num_fewshot": 0,
     "seed": 0,
     "threads": 1,
     "engine.threads": 0,
 }
 LEAST_MEMORY = 64 << 20
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-ABOVE_ZERO = ("optim.lr", "lora.alpha", "trainer.peak_tflops", "teacher.temperature", "objective.temperature")
 RENDEZVOUS = re.compile(r"\S+:\d+")
+ABOVE_ZERO = (
+    *("optim.lr", "lora.alpha", "trainer.peak_tflops", "teacher.temperature", "objective.temperature"),
+    *("judge.timeout_s", "generation.timeout_s"),
+)
 
 
-def settings_problems(settings: TrainConfig | MergeConfig) -> list[str]:
+def settings_problems(settings: TrainConfig | MergeConfig | EvaluateConfig) -> list[str]:
     """Every rule that the settings break, one sentence each."""
     problems = [*_choices(settings), *_ranges(settings)]
-    problems += _combinations(settings) if isinstance(settings, TrainConfig) else _engine(settings.engine)
-    return problems
+    if isinstance(settings, TrainConfig):
+        return [*problems, *_combinations(settings)]
+    return [
+        *problems,
+        *(evaluate_problems(settings) if isinstance(settings, EvaluateConfig) else _engine(settings.engine)),
+    ]
 
 
 def _value(settings: object, key: str) -> object:

@@ -51,7 +51,7 @@ class AlpacaEval:
             found = self._judged(candidate.name, answers, seed)
             preferences = self._preferences(found)
             judgments += found
-            lines += answer_lines(candidate.name, self.name, seed, answers)
+            lines += answer_lines(candidate.name, self.name, seed, prompts, answers)
             controlled[seed] = self._controlled(answers, preferences, seed)
             items += [
                 ScoredItem(str(one.index), one.category, seed, preference)

@@ -185,7 +185,9 @@ def fitting(module: PreTrainedModel, prompt_N: np.ndarray, max_new_tokens: int) 
     return prompt_N[-(length - max_new_tokens) :] if length else prompt_N
 
 
-def answer_lines(model: str, benchmark: str, seed: int, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def answer_lines(
+    model: str, benchmark: str, seed: int, prompts: Sequence[Prompt], answers: Sequence[Answer]
+) -> list[dict[str, Any]]:
     """Lines of `answers.jsonl`, in FastChat's format."""
     return [
         {
@@ -193,7 +195,8 @@ def answer_lines(model: str, benchmark: str, seed: int, answers: Sequence[Answer
             "model_id": model,
             "benchmark": benchmark,
             "seed": seed,
+            "questions": list(prompt.turns),
             "choices": [{"index": 0, "turns": list(one.turns)}],
         }
-        for one in answers
+        for prompt, one in zip(prompts, answers, strict=True)
     ]

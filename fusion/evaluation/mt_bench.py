@@ -52,7 +52,11 @@ class MTBench:
             by_item.setdefault((line["seed"], str(line["question_id"])), []).append(line["score"])
         categories = {one.name: one.category for one in self.questions}
         items = tuple(_item(name, categories[name], seed, marks) for (seed, name), marks in by_item.items())
-        lines = [line for seed in self.seeds for line in answer_lines(candidate.name, self.name, seed, answers[seed])]
+        lines = [
+            line
+            for seed in self.seeds
+            for line in answer_lines(candidate.name, self.name, seed, prompts, answers[seed])
+        ]
         return ScoreSheet(
             self.name,
             candidate.name,

@@ -81,7 +81,8 @@ class ScoreSheet:
 class Scorer(Protocol):
     """Anything that can score a model."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def score(self, candidate: Candidate) -> ScoreSheet: ...
 

@@ -125,7 +125,7 @@ def _excluded(sheet: ScoreSheet) -> Iterator[str]:
 
 def number(value: float, sign: str = "") -> str:
     """Two decimals, or four for numbers below 1 in size."""
-    return f"{value:{sign}.2f}" if abs(value) >= 1 or value == 0 else f"{value:{sign}.4f}"
+    return f"{value:{sign}.2f}" if abs(value) >= 1 or abs(value) < 1e-9 else f"{value:{sign}.4f}"
 
 
 def p_text(value: float) -> str:

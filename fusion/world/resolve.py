@@ -1,11 +1,13 @@
 """`world:NAME` in the settings becomes a real path, and the world is built when something asks for it."""
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion.config import UserError
 from fusion.config.schema import DataConfig, TrainConfig
+from fusion.config.world import WorldConfig
 
 if TYPE_CHECKING:
     from fusion.world.world import World
@@ -33,6 +35,18 @@ def with_world(config: TrainConfig) -> tuple[TrainConfig, dict[str, list[str]]]:
         data=_resolved_data(config.data, world),
     )
     return resolved, {name: list(skills) for name, skills in world.strong_skills.items()}
+
+
+def with_world_paths(
+    models: Sequence[str], data: DataConfig, config: WorldConfig, cache: Path
+) -> tuple[list[str], DataConfig]:
+    """The same for bare paths of models and their dialogues."""
+    if not any(path.startswith(PREFIX) for path in models) and not _mentions(data):
+        return list(models), data
+    from fusion.world.world import ensure_world
+
+    world = ensure_world(config, cache)
+    return [_model(world, path) for path in models], _resolved_data(data, world)
 
 
 def _mentions(value: Any) -> bool:

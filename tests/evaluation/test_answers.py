@@ -162,6 +162,6 @@ def test_dialogue_so_far():
 
 
 def test_answers_are_written_in_fastchats_format():
-    (line,) = answer_lines("pivot", "mt_bench", 0, [Answer("81", ("a", "b"))])
+    (line,) = answer_lines("pivot", "mt_bench", 0, [Prompt("81", ("x", "y"))], [Answer("81", ("a", "b"))])
     assert (line["question_id"], line["model_id"]) == (81, "pivot")
     assert line["choices"] == [{"index": 0, "turns": ["a", "b"]}]

@@ -1,0 +1,133 @@
+"""Which models are evaluated on which dialogues: named by the user, or found in runs over several seeds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusion.config import UserError
+from fusion.config.evaluate import EvaluateConfig
+from fusion.config.schema import DataConfig, ModelConfig
+from fusion.tracking.grouping import summarise
+from fusion.tracking.record import LINEAGE, RESULT, read_result
+from fusion.tracking.rows import read_runs
+from fusion.world.resolve import with_world_paths
+
+ORDER = ("pivot", "source", "sft", "target", "merged")
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """One model on its dialogues; `seeds` repeat the generation."""
+
+    model: ModelConfig
+    data: DataConfig
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the table: one model, or the same recipe under several seeds."""
+
+    name: str
+    repetitions: tuple[Repetition, ...]
+
+
+def find_entries(config: EvaluateConfig) -> list[Entry]:
+    """The models of `config`, the reference first. Raises UserError where there is nothing to evaluate."""
+    if config.models:
+        return _named_models(config)
+    folders = [Path(folder) for folder in config.runs] or [_newest_run(Path(config.paths.runs))]
+    missing = [f"runs: {folder}: no such folder" for folder in folders if not folder.is_dir()]
+    if missing:
+        raise UserError(missing)
+    return _models_of_runs(folders, config)
+
+
+def _named_models(config: EvaluateConfig) -> list[Entry]:
+    cache = Path(config.paths.cache)
+    paths, data = with_world_paths(config.models, config.data, config.world, cache)
+    names = unique_names([_name(path) for path in config.models])
+    return [
+        Entry(name, (Repetition(_model(name, path, config), data, tuple(config.seeds)),))
+        for name, path in zip(names, (_model_folder(path) for path in paths), strict=True)
+    ]
+
+
+def _name(path: str) -> str:
+    parts = path.removeprefix("world:").rstrip("/").split("/")
+    return parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
+
+
+def _model_folder(path: str) -> str:
+    """The model of a run, where a run is named."""
+    inside = Path(path) / "model"
+    return str(inside) if (Path(path) / RESULT).is_file() and inside.is_dir() else path
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """A number is added where two are called alike."""
+    return [
+        f"{name}_{names[: place + 1].count(name)}" if list(names).count(name) > 1 else name
+        for place, name in enumerate(names)
+    ]
+
+
+def _model(name: str, path: str, config: EvaluateConfig) -> ModelConfig:
+    return ModelConfig(name=name, path=path, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
+
+
+def _newest_run(root: Path) -> Path:
+    found = [(result.get("time", 0), file.parent) for file, result in _finished(root) if result.get("comparison")]
+    if not found:
+        raise UserError(f"{root}: there is no finished run; give models=[FOLDER,FOLDER] or runs=[FOLDER]")
+    return max(found)[1]
+
+
+def _finished(root: Path) -> list[tuple[Path, dict]]:
+    files = sorted(root.rglob(RESULT)) if root.is_dir() else []
+    results = [(file, read_result(file.parent)) for file in files]
+    return [(file, result) for file, result in results if result.get("status") == "finished"]
+
+
+def _models_of_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Entry]:
+    """Every model that the runs compared: one repetition per seed that measured it."""
+    rows, _ = read_runs(folders)
+    by_seed = _dialogues_by_seed(folders)
+    comparison = summarise(rows)
+    labels = [f"{one.kind} {one.label}" if one.kind != one.label else one.label for one in comparison.models]
+    entries = []
+    for label, one in zip(unique_names(labels), comparison.models, strict=True):
+        known = {row.seed: row for row in one.rows if row.seed in by_seed and Path(row.path).is_dir()}
+        repetitions = tuple(
+            Repetition(_model(label, row.path, config), by_seed[seed], (seed,)) for seed, row in known.items()
+        )
+        if repetitions:
+            entries.append(Entry(label, repetitions))
+    if not entries:
+        named = ", ".join(map(str, folders))
+        raise UserError(f"{named}: no finished run whose models and dialogues are still there; run it again")
+    return entries
+
+
+def _dialogues_by_seed(folders: Sequence[Path]) -> dict[int, DataConfig]:
+    """Test and held-out dialogues of the runs. Raises UserError where runs of one seed have different ones."""
+    found: dict[int, DataConfig] = {}
+    for folder in folders:
+        for file, result in _finished(folder):
+            data = _dialogues(file.parent)
+            if data is None:
+                continue
+            if found.setdefault(int(result["seed"]), data) != data:
+                raise UserError(f"{file.parent}: other dialogues than another run of seed {result['seed']} has")
+    return found
+
+
+def _dialogues(run: Path) -> DataConfig | None:
+    try:
+        lineage = json.loads((run / LINEAGE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    lineages = [lineage, *lineage.get("stage1", {}).values()]
+    data = next((one["data"] for one in lineages if "data" in one), None)
+    return DataConfig(**data) if data else None
