@@ -10,6 +10,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"train", "merge", "evaluate"},
+    {"chat"},
     {"evaluation"},
     {"tracking"},
     {"training", "merging"},

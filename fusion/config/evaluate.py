@@ -49,6 +49,11 @@ class EvaluateConfig:
     lm_eval: LMEvalConfig = field(default_factory=LMEvalConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
 
+    @property
+    def reads_dialogues(self) -> bool:
+        """Whether a scorer needs `data`."""
+        return bool({"skills", "heldout"} & set(self.scorers))
+
 
 def evaluate_problems(settings: EvaluateConfig) -> list[str]:
     """What the settings of `evaluate.py` ask for and cannot have."""
@@ -61,11 +66,11 @@ def evaluate_problems(settings: EvaluateConfig) -> list[str]:
         problems.append("models and runs: give one of the two; runs bring their own dialogues and seeds")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         problems.append(f"seeds={settings.seeds}: one or more different whole numbers are expected")
-    if settings.models and not settings.data.path:
+    if settings.models and settings.reads_dialogues and not settings.data.path:
         problems.append("data.path is empty; give a JSONL or Parquet file, a dataset folder or a hub id")
     judged = [name for name in settings.scorers if name in JUDGED]
     if judged and not settings.judge.base_url:
         problems.append(
-            f"{' and '.join(judged)}: a judge is needed; judge=openai, or judge=local judge.base_url=http://HOST:PORT/v1"
+            f"scorers: {' and '.join(judged)}: a judge is needed; judge=openai, or judge=local judge.base_url=http://HOST:PORT/v1"
         )
     return problems

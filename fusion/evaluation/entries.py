@@ -46,20 +46,23 @@ def find_entries(config: EvaluateConfig) -> list[Entry]:
 
 def _named_models(config: EvaluateConfig) -> list[Entry]:
     cache = Path(config.paths.cache)
-    paths, data = with_world_paths(config.models, config.data, config.world, cache)
-    names = unique_names([_name(path) for path in config.models])
+    read = config.reads_dialogues
+    data = config.data if read else DataConfig(path="", max_length=config.data.max_length)  # no world for nothing
+    paths, data = with_world_paths(config.models, data, config.world, cache)
+    names = unique_names([short_name(path) for path in config.models])
     return [
         Entry(name, (Repetition(_model(name, path, config), data, tuple(config.seeds)),))
-        for name, path in zip(names, (_model_folder(path) for path in paths), strict=True)
+        for name, path in zip(names, (model_folder(path) for path in paths), strict=True)
     ]
 
 
-def _name(path: str) -> str:
+def short_name(path: str) -> str:
+    """What a model is called where the user gave only its folder."""
     parts = path.removeprefix("world:").rstrip("/").split("/")
     return parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
 
 
-def _model_folder(path: str) -> str:
+def model_folder(path: str) -> str:
     """The model of a run, where a run is named."""
     inside = Path(path) / "model"
     return str(inside) if (Path(path) / RESULT).is_file() and inside.is_dir() else path

@@ -7,14 +7,15 @@ import pytest
 from fusion.cache import fingerprint
 from fusion.config import UserError, raise_problems
 from fusion.config.compose import LONGEST_NAME, readable_name
+from fusion.config.evaluate import EvaluateConfig
 from fusion.config.rules import ABOVE_ZERO, AT_LEAST, CHOICES, SHARES, settings_problems
-from fusion.config.schema import MergeConfig, ObjectiveConfig, ParallelConfig, TrainConfig, TrainerConfig
+from fusion.config.schema import DataConfig, MergeConfig, ObjectiveConfig, ParallelConfig, TrainConfig, TrainerConfig
 
 
 def with_value(settings, key, value):
-    """`settings` with another value; those of stage 2 where stage 1 has no such group."""
-    if key.partition(".")[0] == "engine":
-        settings = MergeConfig()
+    """`settings` with another value; those of another entry point where this one has no such setting."""
+    if key not in set(all_keys(type(settings))):
+        settings = next(schema() for schema in (MergeConfig, EvaluateConfig) if key in set(all_keys(schema)))
     table, _, name = key.rpartition(".")
     if table:
         return replace(settings, **{table: replace(getattr(settings, table), **{name: value})})
@@ -32,10 +33,11 @@ def all_keys(schema, prefix=""):
 def test_the_defaults_break_no_rule():
     assert settings_problems(TrainConfig()) == []
     assert settings_problems(MergeConfig()) == []
+    assert settings_problems(EvaluateConfig()) == []
 
 
 def test_rules_are_about_settings_that_exist():
-    keys = {*all_keys(TrainConfig), *all_keys(MergeConfig)}
+    keys = {*all_keys(TrainConfig), *all_keys(MergeConfig), *all_keys(EvaluateConfig)}
     assert {*CHOICES, *SHARES, *AT_LEAST, *ABOVE_ZERO} <= keys
 
 
@@ -64,6 +66,10 @@ BROKEN = [
     ("teacher.placement", "tensor_parallel"),
     ("teacher.worker", 1),
     ("teacher.worker", -1),
+    ("scorers", ["skills", "skils"]),
+    ("scorers", ["mt_bench"]),
+    ("seeds", []),
+    ("seeds", [1, 1]),
 ]
 
 
@@ -107,6 +113,13 @@ def test_what_goes_with_a_way_to_spread(parallel, precision, problems):
     found = settings_problems(settings)
     assert len(found) == len(problems)
     assert all(part in problem for part, problem in zip(problems, found, strict=True))
+
+
+def test_models_or_runs():
+    both = EvaluateConfig(models=["/a"], runs=["/b"])
+    assert "models and runs" in " ".join(settings_problems(both))
+    (problem,) = settings_problems(EvaluateConfig(models=["/a"], data=DataConfig(path="")))
+    assert "data.path is empty" in problem
 
 
 @pytest.mark.parametrize("key", SHARES)

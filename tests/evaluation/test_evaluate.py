@@ -1,0 +1,171 @@
+"""`evaluate.py` as a user runs it: models, runs over seeds, a judge, mistakes, what it leaves on the disk."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from chat_server import KEY, KEY_VARIABLE, chat_server, files_with
+
+from fusion.config import UserError
+from fusion.config.evaluate import EvaluateConfig
+from fusion.config.schema import DataConfig, PathsConfig
+from fusion.evaluation.entries import find_entries, unique_names
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+QUESTIONS = [
+    {"question_id": 81 + number, "category": "writing", "turns": [f"say {word}", "and <b>now</b>?"]}
+    for number, word in enumerate(("river", "wire", "pole", "yes"))
+]
+
+
+def run(folder, *arguments, code=0, **environment):
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "evaluate.py"), *arguments],
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def dialogues(path, words=("river", "wire", "pole", "yes", "no")):
+    rows = [
+        {"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}]}
+        for word in words
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_judged_evaluation_end_to_end(tiny_pivot, tiny_source, tmp_path):
+    """Two models, four questions, a judge with a key that fails now and then: scores, answers, a page, no key."""
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+
+    def judge(payload):
+        text = payload["messages"][-1]["content"]
+        return f"It is <i>fair</i>. [[{1 + len(text) % 10}]]"
+
+    with chat_server(judge, faults=[500, "malformed", 429], key=KEY) as server:
+        arguments = [
+            f"models=[{tiny_pivot.path},{tiny_source.path}]",
+            "scorers=[mt_bench,heldout]",
+            "seeds=[0,1]",
+            "mt_bench.questions=question.jsonl",
+            "generation.max_new_tokens=8",
+            "data=jsonl",
+            f"data.path={dialogues(tmp_path / 'mine.jsonl')}",
+            "data.heldout_path=mine.jsonl",
+            f"judge.base_url={server.base_url}",
+            "judge.model=tester",
+            f"judge.key_variable={KEY_VARIABLE}",
+            "judge.first_wait_s=0.01",
+        ]
+        output = run(tmp_path, *arguments, "hydra.run.dir=out", **{KEY_VARIABLE: KEY})
+        asked = len(server.payloads)
+        again = run(tmp_path, *arguments, "hydra.run.dir=again", **{KEY_VARIABLE: KEY})
+        assert len(server.payloads) == asked
+    out = tmp_path / "out"
+    names = [Path(model.path).name for model in (tiny_pivot, tiny_source)]
+    assert "## mt_bench" in output
+    assert "## heldout" in output
+    assert "Not comparable with published numbers: the judge is tester" in output
+    assert "32 from the cache, $0.00" in again
+    scores = json.loads((out / "scores.json").read_text())
+    assert [model["model"] for model in scores["mt_bench"]["models"]] == names
+    assert scores["mt_bench"]["models"][0]["facts"]["judge"] == "tester"
+    assert (out / "evaluation.md").read_text() == (tmp_path / "again" / "evaluation.md").read_text()
+    items = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
+    assert {(one["scorer"], one["seed"]) for one in items} == {("mt_bench", 0), ("mt_bench", 1), ("heldout", 0)}
+    for name in names:
+        answers = [json.loads(line) for line in (out / name / "answers.jsonl").read_text().splitlines()]
+        verdicts = (out / name / "judgments.jsonl").read_text().splitlines()
+        assert (len(answers), len(verdicts)) == (8, 16)
+        assert answers[0]["questions"] == QUESTIONS[0]["turns"]
+    page = (out / "answers.html").read_text()
+    assert "say river" in page
+    assert "<b>now" not in page  # what models and questions say is text, never markup
+    assert all(name in page for name in names)
+    result = json.loads((out / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert result["judge"]["asked"] == 32
+    assert result["judge"]["repeated"] == 3
+    assert files_with(KEY, tmp_path) == []
+    assert KEY not in output + again
+
+
+def test_mistakes_are_told_at_once(tmp_path):
+    output = run(tmp_path, "models=[/nowhere]", "scorers=[skils,mt_bench]", "seeds=[1,1]", code=2)
+    assert "3 problems" in output
+    assert "skils is not a scorer; choose from skills" in output
+    assert "a judge is needed" in output
+    assert "Traceback" not in output
+    output = run(tmp_path, "scorers=[mt_bench]", "models=[/nowhere]", "judge=openai", code=2, OPENAI_API_KEY="")
+    assert "environment variable OPENAI_API_KEY is not set" in output
+
+
+def record_run(folder, seed, models, data):
+    """A finished run of merge.py, as far as the evaluation reads it."""
+    folder.mkdir(parents=True)
+    rows = [
+        {"model": name, "kind": kind, "strategy": "", "seed": seed, "path": path, "scores": {"average": 0.5}}
+        | {"nll_per_byte": 0.1}
+        for kind, name, path in models
+    ]
+    result = {"status": "finished", "seed": seed, "time": seed, "comparison": rows}
+    (folder / "result.json").write_text(json.dumps(result))
+    lineage = {"stage1": {"a": {"data": vars(data)}}}
+    (folder / "lineage.json").write_text(json.dumps(lineage))
+
+
+@pytest.fixture
+def runs(tmp_path, tiny_pivot, tiny_source):
+    for seed in (1, 2):
+        data = DataConfig("mine", "", heldout_path=dialogues(tmp_path / f"held{seed}.jsonl"))
+        models = [("pivot", "pivot", tiny_pivot.path), ("merged", "sce", tiny_source.path)]
+        record_run(tmp_path / "runs" / f"seed{seed}", seed, models, data)
+    return tmp_path / "runs"
+
+
+def test_runs_bring_their_models_seeds_and_dialogues(runs, tmp_path):
+    entries = find_entries(EvaluateConfig(runs=[str(runs)]))
+    assert [entry.name for entry in entries] == ["pivot", "merged sce"]
+    assert [[one.seeds for one in entry.repetitions] for entry in entries] == [[(1,), (2,)]] * 2
+    assert [one.data.heldout_path for one in entries[1].repetitions] == [
+        str(tmp_path / f"held{seed}.jsonl") for seed in (1, 2)
+    ]
+
+
+def test_the_newest_run_is_the_default(runs):
+    (first, _) = find_entries(EvaluateConfig(paths=PathsConfig(runs=str(runs))))
+    assert [one.seeds for one in first.repetitions] == [(2,)]
+
+
+def test_runs_that_are_not_there(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        find_entries(EvaluateConfig(runs=[str(tmp_path / "nowhere")]))
+    with pytest.raises(UserError, match="there is no finished run"):
+        find_entries(EvaluateConfig(paths=PathsConfig(runs=str(tmp_path))))
+
+
+def test_p_values_over_seeds_and_items(runs, tmp_path):
+    output = run(tmp_path, f"runs=[{runs}]", "scorers=[heldout]", "hydra.run.dir=out")
+    assert "merged sce against pivot" in output
+    (pair,) = json.loads((tmp_path / "out" / "scores.json").read_text())["heldout"]["pairs"]
+    assert pair["result"]["num_seeds"] == 2
+    assert 0 <= pair["result"]["p_value"] <= pair["adjusted"] <= 1
+
+
+def test_unique_names():
+    assert unique_names(["a", "b", "a"]) == ["a_1", "b", "a_2"]
+
+
+def test_no_world_is_built_for_scorers_that_read_no_dialogues(tmp_path):
+    config = EvaluateConfig(models=["/a"], scorers=["mt_bench"], data=DataConfig(), paths=PathsConfig(cache="nowhere"))
+    ((only,),) = [entry.repetitions for entry in find_entries(config)]
+    assert only.data.path == ""
