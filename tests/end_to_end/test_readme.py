@@ -1,5 +1,6 @@
 """Every command that README.md shows runs, on the smoke world and with few steps."""
 
+import json
 import re
 import shlex
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from chat_server import chat_server
 
 from fusion.dialogues.dialogue import read_jsonl, write_jsonl
 
@@ -32,7 +34,10 @@ def substitutes(workplace, merges):
     mine = workplace.root / "my.jsonl"
     write_jsonl(mine, read_jsonl(world / "dialogues" / "train.jsonl")[:40])
     shutil.copytree(merges / "merge=sce", workplace.root / "runs" / "demo" / "merge=sce", dirs_exist_ok=True)
+    shutil.copytree(merges / "merge=sce" / "model", workplace.root / "fused", dirs_exist_ok=True)
     return {
+        "/models/pivot": str(world / "models" / "pivot"),
+        "/models/fused": str(workplace.root / "fused"),
         "/models/a": str(world / "models" / "pivot"),
         "/models/b": str(world / "models" / "tiny_a"),
         "my.jsonl": str(mine),
@@ -41,13 +46,33 @@ def substitutes(workplace, merges):
     }
 
 
-def test_readme_shows_both_entry_points():
-    assert {command[1] for command in COMMANDS} >= {"train.py", "merge.py", "-m"}
+@pytest.fixture(scope="module")
+def judge(workplace):
+    """What stands for the judge of the hub's benchmarks: a server, and a few questions."""
+    questions = [{"question_id": 81, "category": "writing", "turns": ["Name a river.", "And another."]}]
+    questions += [{**questions[0], "question_id": 82}]
+    baseline = [{"instruction": f"Name river {number}.", "output": "Rhine", "dataset": "x"} for number in range(3)]
+    (workplace.root / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    (workplace.root / "baseline.json").write_text(json.dumps(baseline))
+    with chat_server(lambda payload: "M" if payload["max_tokens"] == 1 else "Fair. [[6]]") as server:
+        yield {
+            "judge=openai": ["judge=local", f"judge.base_url={server.base_url}", "generation.max_new_tokens=4"],
+            "scorers=[mt_bench,alpaca_eval]": [
+                "scorers=[mt_bench,alpaca_eval]",
+                "mt_bench.questions=question.jsonl",
+                "alpaca_eval.questions=baseline.json",
+                "alpaca_eval.gamed=''",
+            ],
+        }
+
+
+def test_readme_shows_all_entry_points():
+    assert {command[1] for command in COMMANDS} >= {"train.py", "merge.py", "evaluate.py", "-m"}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_command_runs(command, workplace, substitutes):
-    words = list(command[1:])
+def test_command_runs(command, workplace, substitutes, judge):
+    words = [new for word in command[1:] for new in judge.get(word, [word])]
     for placeholder, real in substitutes.items():
         words = [word.replace(placeholder, real) for word in words]
     if words[0] == "train.py":

@@ -1,0 +1,51 @@
+"""The chat's page in a real browser; skipped where there is none."""
+
+import shutil
+import threading
+
+import pytest
+
+from fusion.chat.speaker import speakers
+from fusion.chat.web import make_server
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
+
+
+@pytest.fixture
+def served(tiny_pivot, tiny_source):
+    pair = speakers([tiny_pivot.path, tiny_source.path], max_new_tokens=12)
+    server = make_server(pair, 0)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield pair, f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+def test_a_talk_in_the_browser(served):
+    """A question with markup goes to both models, both answers appear as text, a new talk forgets them."""
+    pair, address = served
+    complaints = []
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
+        page.goto(address)
+        for turn in ("1", "2"):
+            page.fill("#question", "say <b>river</b>")
+            page.keyboard.press("Enter")
+            done = f'section[data-answers="{turn}"]'
+            page.wait_for_selector(f"{done} ~ {done}", timeout=60_000)
+        shown = [one.text_content().strip() for one in page.query_selector_all(".model")]
+        assert page.query_selector_all(".user b") == []
+        said = [message.content for one in pair for message in one.messages if message.role == "assistant"]
+        assert shown == said
+        page.click("#new")
+        page.wait_for_selector(".model", state="detached")
+        browser.close()
+    assert complaints == []
+    assert all(one.messages == [] for one in pair)
