@@ -8,7 +8,7 @@ import json
 import os
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -44,7 +44,6 @@ class Question:
     seed: int | None = None
     sample: int = 0
     """Number of the repetition, where the same question is asked several times."""
-    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,8 +132,8 @@ class Endpoint:
     def ask(self, question: Question) -> Reply:
         return self.ask_all([question])[0]
 
-    def ask_all(self, questions: Sequence[Question], told: Callable[[Reply], None] | None = None) -> list[Reply]:
-        """Replies in the order of `questions`; `told` hears of each as it comes, in any order.
+    def ask_all(self, questions: Sequence[Question]) -> list[Reply]:
+        """Replies in the order of `questions`.
 
         Raises:
             Refused: the endpoint rejects questions (wrong key, unknown model, wrong parameters).
@@ -144,7 +143,7 @@ class Endpoint:
         places = [self._path(question) for question in questions]
         unique = dict(zip(places, questions, strict=True))  # the same question is asked once
         with ThreadPoolExecutor(max_workers=self.settings.concurrency) as pool:
-            futures = {path: pool.submit(self._answer, path, question, told) for path, question in unique.items()}
+            futures = {path: pool.submit(self._answer, path, question) for path, question in unique.items()}
             try:
                 errors = [error for future in futures.values() if (error := future.exception()) is not None]
             except BaseException:  # the user's Ctrl-C must not wait for a thousand questions
@@ -164,14 +163,12 @@ class Endpoint:
     def _where(self) -> str:
         return f"{self.settings.model} at {self.settings.base_url}"
 
-    def _answer(self, path: Path, question: Question, told: Callable[[Reply], None] | None) -> Reply:
+    def _answer(self, path: Path, question: Question) -> Reply:
         kept = _read_reply(path)
         reply = kept or self._asked_patiently(question)
         if kept is None and reply.text:  # an empty answer may be a fault of the moment
             write_json(path, {"endpoint": self.settings.base_url, "payload": self._payload(question), **asdict(reply)})
         self.ledger.book(reply, from_cache=kept is not None)
-        if told:
-            told(reply)
         return reply
 
     def _path(self, question: Question) -> Path:
@@ -182,7 +179,6 @@ class Endpoint:
     def _payload(self, question: Question) -> dict[str, Any]:
         optional = {
             "seed": question.seed,
-            "stop": list(question.stop) or None,
             "logprobs": True if question.top_logprobs else None,
             "top_logprobs": question.top_logprobs or None,
         }
