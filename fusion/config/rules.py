@@ -20,6 +20,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "alignment.path": ("bytes", "dtw"),
     "alignment.tail": ("scale", "bucket"),
     "alignment.fallback": ("gold", "pivot", "skip"),
+    "data.form": ("auto", "messages", "sharegpt", "alpaca"),
+    "data.long": ("cut", "split"),
     "fusion.unit": ("byte", "token"),
     "fusion.level": ("dialogue", "span", "token"),
     "objective.name": ("fusion", "sft"),
@@ -44,6 +46,7 @@ SHARES = (
 AT_LEAST: dict[str, float] = {
     "data.max_length": 2,
     "data.limit": 1,
+    "data.num_dialogues": 1,
     "teacher.top_k": 1,
     "teacher.batch_tokens": 1,
     "teacher.shard_dialogues": 1,

@@ -5,12 +5,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fusion.cache import fingerprint
+from fusion.config.shape import ShapeConfig
 from fusion.config.world import WorldConfig
 
 BASELINE_RECIPE = ("objective", "optim", "trainer", "lora")
 RECIPE = ("teacher", "alignment", "fusion", *BASELINE_RECIPE)
 ATTEMPT = ("checkpoint_every_steps", "keep_checkpoints", "resume")
 """Settings of the trainer about the attempts that a training may take."""
+FACTS = ("shape", "num_dialogues")
+"""Settings that only `plan=true` reads."""
 MACHINERY = {
     *("device", "placement", "processes", "workers", "worker", "batch_tokens", "shard_dialogues"),
     *("dtw_sample", "chunk_rows", "progress_bar", "peak_tflops", "log_every_steps", "data_workers"),
@@ -36,6 +39,7 @@ class ModelConfig:
     """Jinja file, or a built-in name (plain, chatml), that replaces the tokeniser's own chat template."""
     end_of_turn: str | None = None
     """Token that ends an assistant turn; found by rendering a probe dialogue when left out."""
+    shape: ShapeConfig = field(default_factory=ShapeConfig)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,18 @@ class DataConfig:
     test_path: str | None = None
     """Dialogues whose last assistant turn is the right answer; scored by exact match per `category`."""
     max_length: int = 2048
-    """Tokens per dialogue and model; what is longer is cut at the end."""
+    """Tokens per dialogue and model; what is longer is cut at the end, unless `long` says otherwise."""
+    form: str = "auto"
+    """Form of the rows: messages, sharegpt (`conversations` of `from` and `value`), alpaca (`instruction`, `input`,
+    `output`), or auto to see it in each row's keys."""
+    clean: bool = False
+    """Mend rows instead of refusing the file: what comes before the first user turn, from the first empty turn or
+    unknown speaker on, and behind the last answer goes; rows without an answer left are dropped and counted."""
+    long: str = "cut"
+    """What happens to dialogues of more than max_length tokens of the pivot: cut (at the end) or split (between turns,
+    each piece with the system message; as FuseChat-Mixture was made)."""
+    num_dialogues: int | None = None
+    """Dialogues of a dataset of the hub, as far as known, for `plan=true`; files on the disk are counted."""
     limit: int | None = None
     """Read at most this many dialogues, the first ones of the file."""
 
@@ -318,7 +333,7 @@ class TrainConfig:
 
     def common(self, names: Sequence[str]) -> str:
         """Fingerprint of the named settings: runs that agree in it can be compared in all else."""
-        return fingerprint({name: _without_attempt(getattr(self, name)) for name in names})
+        return fingerprint({name: _deciding(getattr(self, name)) for name in names})
 
 
 @dataclass(frozen=True)
@@ -381,10 +396,11 @@ def _in_order(value: Any) -> Any:
 
 def _without_records(settings: TrainConfig | MergeConfig) -> dict[str, Any]:
     ignored = ("logger", "paths", "tags", "skip_finished", "targets", "base", "sft", "engine", "sweep")
-    return {name: _without_attempt(value) for name, value in vars(settings).items() if name not in ignored}
+    return {name: _deciding(value) for name, value in vars(settings).items() if name not in ignored}
 
 
-def _without_attempt(settings: Any) -> Any:
-    if not isinstance(settings, TrainerConfig):
-        return settings
-    return {name: value for name, value in vars(settings).items() if name not in ATTEMPT}
+def _deciding(settings: Any) -> Any:
+    """What of a table decides about results: nothing about attempts, and no facts that only plans read."""
+    if isinstance(settings, ModelConfig | DataConfig | TrainerConfig):
+        return {name: value for name, value in vars(settings).items() if name not in (*ATTEMPT, *FACTS)}
+    return settings

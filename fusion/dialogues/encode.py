@@ -86,6 +86,11 @@ class Encoder:
         text = self._in_own_tokens(Rendering(self.template.render_prompt(messages), ())).text
         return np.asarray(self.own.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
 
+    def num_tokens(self, dialogue: Dialogue) -> int:
+        """Tokens of the whole dialogue, whatever `max_length`; raises UnrenderableDialogue."""
+        text = self._in_own_tokens(self.template.render(dialogue)).text
+        return len(self.own.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def _in_own_tokens(self, rendering: Rendering) -> Rendering:
         """Replace the template's special strings (start of sequence, end of turn) by this model's own."""
         if self.template is self.own:

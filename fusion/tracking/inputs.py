@@ -11,6 +11,7 @@ from fusion.cache import folder_hash
 from fusion.config import UserError
 from fusion.config.schema import DataConfig, MergeConfig, ModelConfig
 from fusion.dialogues.dialogue import Dialogue, read_jsonl
+from fusion.tracking.hub import local_folder
 from fusion.tracking.record import LINEAGE
 from fusion.tracking.stage1 import TargetRun, finished_runs, latest_targets, matching_sft, named_runs
 
@@ -98,7 +99,7 @@ def find_inputs(config: MergeConfig) -> MergeInputs:
         found = named_runs([config.targets] if isinstance(config.targets, str) else list(config.targets))
     runs = [one for one in found if isinstance(one, TargetRun)]
     targets = [Target(one.name, one.model) if isinstance(one, TargetRun) else Target(one.name, one) for one in found]
-    base = Path(config.base) if config.base else _common_pivot(runs)
+    base = local_folder(config.base) if config.base else _common_pivot(runs)
     if base is not None and not base.is_dir():
         raise UserError(f"base={base}: no such folder; give the pivot that the targets were trained from: base=FOLDER")
     sft = _sft(config, known, runs)
@@ -116,12 +117,13 @@ def _sft(config: MergeConfig, known: Sequence[TargetRun], runs: Sequence[TargetR
 
 
 def _common_pivot(runs: Sequence[TargetRun]) -> Path | None:
-    pivots = sorted({str(read_lineage(run)["pivot"]["path"]) for run in runs})
+    given = [read_lineage(run)["pivot"] for run in runs]
+    pivots = sorted({str(pivot["path"]) for pivot in given})
     if len(pivots) > 1:
         raise UserError(
             f"the targets were trained from several pivots ({', '.join(pivots)}); merge targets of one pivot"
         )
-    return Path(pivots[0]) if pivots else None
+    return local_folder(pivots[0], given[0].get("revision")) if pivots else None
 
 
 def _unique(targets: Sequence[Target]) -> list[Target]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.config import UserError, raise_problems
+from fusion.tracking.hub import local_folder
 from fusion.tracking.record import RESULT, read_result
 
 MODEL = "model"
@@ -83,7 +84,7 @@ def named_runs(folders: Sequence[str]) -> list[TargetRun | Path]:
     """
     found: list[TargetRun | Path] = []
     problems: list[str] = []
-    for place, folder in enumerate(Path(folder).resolve() for folder in folders):
+    for place, folder in enumerate(local_folder(folder).resolve() for folder in folders):
         result = read_result(folder)
         if result.get("stage") == "train":
             problem = _run_problem(folder, result)

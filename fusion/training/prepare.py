@@ -16,6 +16,7 @@ from fusion.dialogues.dialogue import Dialogue
 from fusion.dialogues.encode import Encoded, corpus_hash
 from fusion.dialogues.load import load_splits
 from fusion.dialogues.reader import Reader, encode_all, make_readers
+from fusion.dialogues.splitting import split_long
 from fusion.objective.fuse import fusion_function
 from fusion.objective.fused_store import FusedStore
 from fusion.teaching.teach import Share, teach, teach_share
@@ -93,6 +94,8 @@ def _read_corpus(config: TrainConfig) -> Corpus:
     train, heldout = load_splits(config.data)
     models = [config.pivot, *(sources(config) if not config.is_baseline else [])]
     readers = make_readers(models, config.template, config.data.max_length)
+    if config.data.long == "split":
+        train, heldout = (split_long(some, readers[0].encoder, config.data.max_length) for some in (train, heldout))
     encoded, dropped = encode_all(readers, [*train, *heldout])
     train = [dialogue for dialogue in train if dialogue.content_hash in encoded[0]]
     heldout = [dialogue for dialogue in heldout if dialogue.content_hash in encoded[0]]

@@ -13,7 +13,11 @@ from fusion.merging import check_parameters
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))
-GROUP_FILES = sorted(path for path in CONFIG_FOLDER.glob("*/*.yaml") if path.parent.name != "experiments")
+GROUP_FILES = sorted(
+    path for path in CONFIG_FOLDER.glob("*/*.yaml") if path.parent.name not in ("experiments", "model")
+)
+
+ASK_FOR_A_PATH = ("hf", "hub", "jsonl", "sharegpt", "alpaca")
 
 
 def groups_of(entry):
@@ -32,7 +36,11 @@ def rows_of(entry):
     options = {group: [path.stem for path in GROUP_FILES if path.parent.name == group] for group in groups_of(entry)}
     options = {group: names for group, names in options.items() if names}
     longest = max(map(len, options.values()))
-    return [[f"{group}={names[row % len(names)]}" for group, names in options.items()] for row in range(longest)]
+    renamed = ["source.name=other"] if "source" in options else []  # a model may be pivot and source of one row
+    return [
+        [*(f"{group}={names[row % len(names)]}" for group, names in options.items()), *renamed]
+        for row in range(longest)
+    ]
 
 
 def test_every_folder_is_a_group_of_an_entry():
@@ -48,7 +56,7 @@ def test_every_option_of_every_group(row):
     empty = {problem.partition(".path is empty")[0] for problem in settings_problems(settings)}
     assert empty <= {"pivot", "source", "data"}  # options for the user's own files ask for a path, and for no more
     if empty:
-        assert {f"{group}={option}" for group in empty for option in ("hf", "hub", "jsonl")} & set(overrides)
+        assert {f"{group}={option}" for group in empty for option in ASK_FOR_A_PATH} & set(overrides)
         given = settings_of(entry, *overrides, *(f"{group}.path=/some/where" for group in empty))
         assert settings_problems(given) == []
 
