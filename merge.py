@@ -86,12 +86,15 @@ def run_together(jobs: Jobs) -> None:
 
 
 def begin(config: MergeConfig, job: Job) -> Task | None:
-    """The job with its inputs; None when it is finished already."""
+    """The job with its inputs; None when it is finished already, or only planned."""
     from fusion.cache import code_version, fingerprint
     from fusion.tracking.inputs import find_inputs
     from fusion.tracking.record import RunRecord, is_finished
 
     inputs = find_inputs(config)
+    if config.plan:
+        show_plan(config, inputs)
+        return None
     code = code_version("fusion", "merge")
     name = fingerprint({"settings": config.result_settings(), "inputs": inputs.identity, "code": code})
     if config.skip_finished and is_finished(job.folder, name):
@@ -108,6 +111,15 @@ def _shared(task: Task) -> str:
     return fingerprint(
         {"inputs": inputs.identity, "engine": config.engine, "save": config.save, "threads": config.threads}
     )
+
+
+def show_plan(config: MergeConfig, inputs: "MergeInputs") -> None:
+    """What the merge would need, and whether it is here."""
+    from fusion.planning.stage2 import Stage2Plan
+    from fusion.planning.text import verdict
+
+    plan = Stage2Plan.of(config, inputs.base, [target.path for target in inputs.targets])
+    print(f"{plan.text()}\n{verdict(plan.problems())}")
 
 
 def merge(tasks: "Sequence[Task]") -> None:

@@ -3,6 +3,7 @@
 python train.py                                  # the built-in world: tiny pivot + one tiny source -> a target
 python train.py -m source=tiny_a,tiny_b,tiny_c   # one target per source
 python train.py objective=sft                    # the baseline without fusion
+python train.py experiments=fusechat_7b_v2 plan=true                            # what it would cost; nothing is run
 python train.py -m teacher.workers=2 teacher.worker=0,1 hydra/launcher=joblib   # only the teachers, shared out
 """
 
@@ -11,6 +12,7 @@ import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
+from fusion.config.errors import UserError, raise_problems
 from fusion.config.launch import Job, launch
 from fusion.config.schema import ModelConfig, TrainConfig
 
@@ -35,6 +37,9 @@ def run(config: TrainConfig, job: Job) -> None:
     from fusion.tracking.record import RunRecord, is_finished
     from fusion.training.nodes import this_node
 
+    if config.plan:
+        show_plan(config)
+        return
     is_worker = config.teacher.worker is not None
     if not is_worker:
         config = replace(config, teacher=replace(config.teacher, workers=1))  # who reads changes no target
@@ -46,6 +51,7 @@ def run(config: TrainConfig, job: Job) -> None:
     if config.skip_finished and is_finished(job.folder, name):
         print(f"{job.name}: finished before with the same settings; skip_finished=false runs it again")
         return
+    refuse_what_cannot_fit(config)
     node = this_node(config.parallel)
     if node.number > 0:
         assist(config, job, node)
@@ -58,6 +64,28 @@ def run(config: TrainConfig, job: Job) -> None:
         more = shlex.join([*anew, f'hydra.run.dir="{job.folder}"'])
         print(f"{end}\nit goes on with: {job.command} {more}", file=sys.stderr)
         raise
+
+
+def show_plan(config: TrainConfig) -> None:
+    """What the job would need, and whether it is here; light, so that it answers at once."""
+    from fusion.planning.stage1 import Stage1Plan
+    from fusion.planning.text import verdict
+
+    plan = Stage1Plan.of(config)
+    print(f"{plan.text()}\n{verdict(plan.problems())}")
+
+
+def refuse_what_cannot_fit(config: TrainConfig) -> None:
+    """Raise UserError where weights and optimiser alone are too much for this machine; what is unknown may try."""
+    from fusion.planning.stage1 import Stage1Plan
+
+    if not config.estimate.check:
+        return
+    try:
+        plan = Stage1Plan.of(config)
+    except UserError:  # nothing is known of the shapes: loading will tell
+        return
+    raise_problems([f"{problem} (estimate.check=false tries it)" for problem in plan.sure_problems()])
 
 
 def read_share(config: TrainConfig, record: "RunRecord") -> None:

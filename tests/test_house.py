@@ -18,7 +18,7 @@ FLOORS = (
     {"alignment"},
     {"teaching", "world"},
     {"dialogues"},
-    {"processes"},
+    {"processes", "planning"},
     {"config"},
     {"cache"},
 )

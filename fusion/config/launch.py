@@ -2,8 +2,10 @@
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -92,6 +94,8 @@ def _run(entry: str, run: Callable[[Any, Job], None], config: DictConfig, failur
         settings = to_settings(config, SCHEMAS[entry])
         raise_problems(settings_problems(settings))
         run(settings, job)
+        if getattr(settings, "plan", False):
+            _forget(job.folder)
     except UserError as error:
         if job.sweep is None:
             _complain(error.problems)
@@ -106,6 +110,17 @@ def _together(run_together: Callable[[Jobs], None], jobs: Jobs, failures: list[s
         run_together(jobs)
     except UserError as error:
         failures += error.problems
+
+
+def _forget(folder: Path) -> None:
+    """Take back the folder that Hydra has made for a job of which nothing was run."""
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    for log in folder.glob("*.log"):
+        if not log.stat().st_size:
+            log.unlink()
+    with suppress(OSError):  # it holds something of an earlier job, or of others
+        for one in (folder, folder.parent):
+            one.rmdir()
 
 
 def _job(entry: str, config: DictConfig) -> Job:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fusion.config.evaluate import EvaluateConfig, evaluate_problems
-from fusion.config.schema import EngineConfig, MergeConfig, TrainConfig
+from fusion.config.machine import EngineConfig, EstimateConfig
+from fusion.config.schema import MergeConfig, TrainConfig
 from fusion.config.sizes import num_bytes
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -89,25 +90,24 @@ AT_LEAST: dict[str, float] = {
     "seed": 0,
     "threads": 1,
     "engine.threads": 0,
+    "estimate.tokens_per_dialogue": 1,
 }
 LEAST_MEMORY = 64 << 20
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 RENDEZVOUS = re.compile(r"\S+:\d+")
 ABOVE_ZERO = (
     *("optim.lr", "lora.alpha", "trainer.peak_tflops", "teacher.temperature", "objective.temperature"),
-    *("judge.timeout_s", "generation.timeout_s"),
+    *("estimate.tokens_per_second", "judge.timeout_s", "generation.timeout_s"),
 )
 
 
 def settings_problems(settings: TrainConfig | MergeConfig | EvaluateConfig) -> list[str]:
     """Every rule that the settings break, one sentence each."""
     problems = [*_choices(settings), *_ranges(settings)]
-    if isinstance(settings, TrainConfig):
-        return [*problems, *_combinations(settings)]
-    return [
-        *problems,
-        *(evaluate_problems(settings) if isinstance(settings, EvaluateConfig) else _engine(settings.engine)),
-    ]
+    if isinstance(settings, EvaluateConfig):
+        return [*problems, *evaluate_problems(settings)]
+    problems += _combinations(settings) if isinstance(settings, TrainConfig) else _engine(settings.engine)
+    return [*problems, *_estimate(settings.estimate)]
 
 
 def _value(settings: object, key: str) -> object:
@@ -135,6 +135,14 @@ def _ranges(settings: object) -> Iterator[str]:
             yield f"{key}={value}: at least {AT_LEAST[key]:g} is expected"
         if key in ABOVE_ZERO and not value > 0:
             yield f"{key}={value}: a number above 0 is expected"
+
+
+def _estimate(estimate: EstimateConfig) -> Iterator[str]:
+    for name in ("device_memory", "disk_speed"):
+        try:
+            num_bytes(getattr(estimate, name) or "0")
+        except ValueError as error:
+            yield f"estimate.{name}: {error}"
 
 
 def _engine(engine: EngineConfig) -> Iterator[str]:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fusion.cache import fingerprint
+from fusion.config.machine import EngineConfig, EstimateConfig
 from fusion.config.shape import ShapeConfig
 from fusion.config.world import WorldConfig
 
@@ -50,6 +51,14 @@ class SourceConfig(ModelConfig):
     """Local folder, hub id, or `world:NAME` for a model of the built-in world."""
     members: dict[str, Any] = field(default_factory=dict)
     """Several sources fused into one target (many-to-one): name -> the settings of a source."""
+
+    def models(self) -> list[ModelConfig]:
+        """The source, or the members of a many-to-one source."""
+        known = ModelConfig.__dataclass_fields__
+        return [
+            ModelConfig(**{"name": name, **{key: value for key, value in member.items() if key in known}})
+            for name, member in (self.members or {self.name: vars(self)}).items()
+        ]
 
 
 @dataclass(frozen=True)
@@ -297,6 +306,8 @@ class TrainConfig:
     """Do not run a job again whose folder holds a finished result of the same settings."""
     tags: list[str] = field(default_factory=list)
     """Words to find the run by."""
+    plan: bool = False
+    """Tell what the job would need, and whether this machine has it; nothing is run."""
     pivot: ModelConfig = field(default_factory=ModelConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
@@ -311,6 +322,7 @@ class TrainConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
 
     @property
@@ -337,22 +349,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class EngineConfig:
-    """How a merge uses the machine; none of it changes the merged model."""
-
-    memory: str = "2GiB"
-    """Memory for the tensors of a merge, whatever the model's size; Python and torch take about 0.3 GiB beside it."""
-    threads: int = 0
-    """CPU threads that read, merge and write at once; 0 takes every core."""
-    device: str = "cpu"
-    """Where deltas are merged: cpu, cuda or cuda:N. On a GPU sums may differ from the CPU's in the last bit."""
-    probe_disk: bool = True
-    """Copy a little first, so that the report can compare the merge's speed to that of a plain copy."""
-    checksums: bool = True
-    """Take the SHA-256 of all inputs and outputs for the manifest; on a fast disk that is most of a simple merge."""
-
-
-@dataclass(frozen=True)
 class MergeConfig:
     """Stage 2: one model from the targets."""
 
@@ -376,11 +372,14 @@ class MergeConfig:
     sweep: str = "separate"
     """Jobs of one -m command: separate (one after the other) or fused (jobs of the same targets are merged in one pass
     that reads every input once; the models are the same, byte for byte)."""
+    plan: bool = False
+    """Tell what the job would need, and whether this machine has it; nothing is run."""
     merge: dict[str, Any] = field(default_factory=dict)
     """The method, its `scale` (a number, or `search`) and its own parameters."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
 
     def result_settings(self) -> dict[str, Any]:
@@ -395,7 +394,10 @@ def _in_order(value: Any) -> Any:
 
 
 def _without_records(settings: TrainConfig | MergeConfig) -> dict[str, Any]:
-    ignored = ("logger", "paths", "tags", "skip_finished", "targets", "base", "sft", "engine", "sweep")
+    ignored = {
+        *("logger", "paths", "tags", "skip_finished", "plan", "estimate"),
+        *("targets", "base", "sft", "engine", "sweep"),
+    }
     return {name: _deciding(value) for name, value in vars(settings).items() if name not in ignored}
 
 

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from fusion.objective.head import Head, whole_head
 from fusion.objective.products import product_with
+from fusion.planning import step_memory
 
-CPU_CHUNK, GPU_CHUNK = 1 << 22, 1 << 27
-"""Logits of one chunk."""
 CPU_BLOCK, GPU_BLOCK = 1 << 17, 1 << 24
 """Logits of one block."""
 TOKENS = 2048
@@ -111,8 +110,8 @@ def require_fit(hidden_TH: Tensor, head_VH: Tensor, ids_TK: Tensor) -> None:
 
 
 def rows_per_chunk(vocab_size: int, device: torch.device) -> int:
-    """Rows whose logits fill a chunk: few on a CPU, where fresh memory costs, many on a GPU, where launches cost."""
-    return max(8, (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK) // vocab_size)
+    """Rows whose logits exist at the same time, unless the settings say otherwise."""
+    return step_memory.rows_per_chunk(vocab_size, device.type)
 
 
 class _Task(NamedTuple):

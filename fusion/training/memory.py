@@ -1,10 +1,4 @@
-"""Out of memory: what a training step needs, in bytes, and which settings would make it need less.
-
-A decoder layer keeps for the backward pass, per token, tensors of the hidden size H, of the keys and values KV, and of
-the inner size F of its feed-forward part. How many bytes per H, KV and F is counted for layers of Llama's kind whose
-attention keeps no scores (sdpa, flash), as https://arxiv.org/abs/2205.04198 counts those of GPT; other layers
-are near it. With gradient checkpointing every layer keeps its input alone, and one layer at a time is whole.
-"""
+"""Out of memory: what a training step needs, in bytes, and which settings would make it need less."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +14,7 @@ from transformers import PreTrainedModel
 from fusion.config import UserError
 from fusion.config.schema import TrainConfig
 from fusion.objective.head_loss import rows_per_chunk
+from fusion.planning.step_memory import LayerSizes, layer_precision
 from fusion.training.batches import OptimizerStep
 from fusion.training.module import FusionModule
 from fusion.training.parallel import SHARDED
@@ -27,10 +22,6 @@ from fusion.training.throughput import GIB
 
 ADVICE = 3
 """How many settings are named that leave the method as it is."""
-KEPT = {"32-true": (32, 8, 16), "bf16-mixed": (30, 4, 8), "bf16-true": (20, 4, 8), "64-true": (64, 16, 32)}
-"""Lightning's precision -> bytes that a layer keeps per token for each of H, KV and F."""
-HIDDEN = {"32-true": 4, "bf16-mixed": 4, "bf16-true": 2, "64-true": 8}
-"""Lightning's precision -> bytes of a number between two layers."""
 
 
 @dataclass(frozen=True)
@@ -141,22 +132,20 @@ def _vocabulary(model: PreTrainedModel) -> int:
 def memory_need(model: PreTrainedModel, config: TrainConfig, cut: Cut, chunk_rows: int) -> MemoryNeed:
     """The need of `model` (its own part, where it is sharded) for a micro-batch, by the formula above."""
     parameters = list(model.parameters())
-    precision = config.trainer.precision
-    is_cast = precision == "bf16-mixed" and config.parallel.name not in SHARDED  # sharded weights are so when gathered
-    if precision == "bf16-mixed" and not is_cast:
-        precision = "bf16-true"
+    is_sharded = config.parallel.name in SHARDED
+    is_cast = config.trainer.precision == "bf16-mixed" and not is_sharded
+    precision = layer_precision(config.trainer.precision, is_sharded)
     text = model.config.get_text_config()
     heads = text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     keys = (getattr(text, "num_key_value_heads", None) or heads) * head_size
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    layer = sum(kept * size for kept, size in zip(KEPT[precision], (text.hidden_size, keys, inner), strict=True))
-    inputs = text.num_hidden_layers * HIDDEN[precision] * text.hidden_size
+    sizes = LayerSizes(text.num_hidden_layers, text.hidden_size, keys, inner)
     return MemoryNeed(
         weights=sum(own_part(one).nbytes + 2 * is_cast * own_part(one).numel() for one in parameters),
         trained=sum(3 * own_part(one).nbytes for one in parameters if one.requires_grad),
-        activations=cut.tokens * text.num_hidden_layers * layer,
-        checkpointed=cut.tokens * (inputs + layer),
+        activations=sizes.activations(cut.tokens, precision),
+        checkpointed=sizes.checkpointed(cut.tokens, precision),
         logits=4 * min(chunk_rows, cut.rows) * text.vocab_size,
     )
 

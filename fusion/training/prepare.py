@@ -42,12 +42,7 @@ class Prepared:
 
 def sources(config: TrainConfig) -> list[ModelConfig]:
     """The source, or the members of a many-to-one source, as model settings."""
-    members = config.source.members or {config.source.name: vars(config.source)}
-    known = set(ModelConfig.__dataclass_fields__)
-    return [
-        ModelConfig(**{"name": name, **{key: value for key, value in member.items() if key in known}})
-        for name, member in members.items()
-    ]
+    return config.source.models()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,185 @@
+"""`plan=true` answers from the settings alone: right numbers, at once, and a kind no where the job cannot fit."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from tiny_models import make_llama, make_qwen, make_tokenizer, save
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from fusion.config import UserError
+from fusion.config.compose import CONFIG_FOLDER, SCHEMAS, register, to_settings
+from fusion.config.schema import LoraConfig, MergeConfig, ModelConfig
+from fusion.config.world import WorldConfig
+from fusion.dialogues.dialogue import chat, write_jsonl
+from fusion.planning.machine import Machine
+from fusion.planning.shapes import guessed_parameters, model_shape
+from fusion.planning.stage1 import Stage1Plan
+from fusion.planning.stage2 import Stage2Plan
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GIB = 1 << 30
+A100 = Machine(gpus=(40 * GIB,) * 8, memory=1000 * GIB)
+SMALL = Machine(gpus=(24 * GIB,), memory=64 * GIB)
+LAPTOP = Machine(gpus=(), memory=16 * GIB)
+
+
+@cache
+def settings(*overrides, entry="train"):
+    register()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return to_settings(compose(entry, overrides=list(overrides)), SCHEMAS[entry])
+
+
+def plan(*overrides, machine=A100):
+    return Stage1Plan.of(settings(*overrides), machine)
+
+
+@pytest.mark.parametrize("name", ["fusechat_7b_v1", "fusechat_7b_v2", "fuse_small_gpu", "fuse_multi_node"])
+def test_every_recipe_is_planned(name):
+    text = plan(f"experiments={name}").text()
+    for word in ("weights", "optimiser", "activations", "logits chunk", "checkpoints", "stores of the teachers"):
+        assert word in text
+
+
+def test_the_published_recipe_fits_the_published_machine():
+    """Eight GPUs of 40 GB trained it: https://arxiv.org/abs/2402.16107."""
+    found = plan("experiments=fusechat_7b_v1", "source=nh2_solar_10_7b")
+    assert found.sure_problems() == []
+    assert 12 * 7.24e9 / 8 <= found.step.weights + found.step.gradients + found.step.optimiser <= 17 * 7.24e9 / 8
+    assert found.step.peak < 40 * GIB
+    assert found.steps == -(-3 * found.reading.dialogues // 128)
+    alone = plan("experiments=fusechat_7b_v1", "parallel=single", "parallel.accelerator=gpu", machine=SMALL)
+    (problem,) = alone.sure_problems()
+    assert "which has 24.0 GiB" in problem
+    assert "parallel=fsdp over" in problem
+
+
+def test_the_small_recipe_fits_a_small_gpu():
+    assert plan("experiments=fuse_small_gpu", machine=SMALL).step.peak < 24 * GIB
+    assert not [one for one in plan("experiments=fuse_small_gpu", machine=SMALL).problems() if "step takes" in one]
+
+
+def test_a_machine_without_gpus_is_told_so():
+    assert any(
+        "no GPU is here" in problem for problem in plan("experiments=fusechat_7b_v2", machine=LAPTOP).problems()
+    )
+    assert plan("experiments=fusechat_7b_v2", machine=LAPTOP).sure_problems() == []
+    other = plan("experiments=fusechat_7b_v2", "estimate.device_memory=80GiB", machine=LAPTOP)
+    assert not any("GPU is here" in problem for problem in other.problems())
+
+
+def test_the_default_fits_anything():
+    assert plan(machine=LAPTOP).problems() == []
+
+
+def test_adapters_and_offload_need_no_optimiser_for_all():
+    config = settings("experiments=fuse_small_gpu")
+    whole = Stage1Plan.of(config, SMALL).step
+    adapted = Stage1Plan.of(replace(config, lora=LoraConfig(rank=16)), SMALL).step
+    assert adapted.optimiser < whole.optimiser / 20
+    offloaded = plan("experiments=fusechat_7b_v2", "parallel.cpu_offload=true").step
+    assert offloaded.weights == offloaded.optimiser == 0
+
+
+def test_smaller_steps_need_less():
+    base = ("experiments=fuse_small_gpu", "trainer.gradient_checkpointing=false")
+    large, cut = plan(*base).step, plan(*base, "trainer.micro_batch_tokens=2048").step
+    assert cut.activations == large.activations // 2
+    assert plan("experiments=fuse_small_gpu").step.activations < large.activations / 4
+
+
+def test_hours_follow_the_throughput():
+    slow, fast = (plan("experiments=fuse_small_gpu", f"estimate.tokens_per_second={speed}") for speed in (1000, 4000))
+    assert sum(slow.hours().values()) == pytest.approx(4 * sum(fast.hours().values()))
+    trained = slow.steps * 64 * slow.reading.mean_tokens
+    assert slow.hours()["training (on 1)"] == pytest.approx(trained / 1000 / 3600)
+    assert plan("experiments=fuse_small_gpu").hours() == {}
+    assert plan("estimate.probe=true", machine=LAPTOP).hours()["training (on 1)"] > 0
+
+
+@pytest.mark.parametrize(("make", "kind"), [(make_llama, "openchat"), (make_qwen, "chatml")])
+def test_the_weights_of_a_folder_are_counted(tmp_path, make, kind):
+    tokenizer = make_tokenizer("byte_level", kind)
+    model = make(len(tokenizer)).to(torch.bfloat16)
+    shape = model_shape(save(tmp_path, model, tokenizer, "mine"), WorldConfig())
+    assert shape.parameters == sum(one.numel() for one in model.parameters())
+    assert (shape.stored_bytes, shape.facts.tied) == (2, model.config.tie_word_embeddings)
+    assert (shape.facts.hidden_size, shape.facts.vocab_size) == (model.config.hidden_size, len(tokenizer))
+    (tmp_path / "model.safetensors").unlink()  # as of a model that is not downloaded yet
+    assert model_shape(ModelConfig(path=str(tmp_path)), WorldConfig()).parameters == pytest.approx(
+        shape.parameters, rel=0.02
+    )
+
+
+def test_a_mixture_counts_the_experts_that_a_token_visits(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model("mixtral", **sizes, num_key_value_heads=2, vocab_size=90, num_local_experts=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    shape = model_shape(ModelConfig(path=str(tmp_path)), WorldConfig())
+    assert shape.parameters == guessed_parameters(shape.facts)
+    assert shape.matrices == shape.parameters - 2 * 90 * 32 - 2 * 2 * 3 * 32 * 48
+
+
+def test_dialogues_on_the_disk_are_counted(tmp_path):
+    write_jsonl(tmp_path / "d.jsonl", [chat("a" * 80, "b" * 200)] * 19 + [chat("a", "b" * 9000)])
+    found = plan("data=jsonl", f"data.path={tmp_path}/d.jsonl", "data.heldout_fraction=0").reading
+    assert found.dialogues == 20
+    assert 100 < found.mean_tokens < 300
+    assert 2000 < found.longest_tokens <= 2048
+
+
+def test_all_that_is_unknown_is_told_at_once():
+    with pytest.raises(UserError) as caught:
+        plan("pivot=hf", "pivot.path=nobody/nothing", "source=hf", "source.path=no/one", "data=hub", "data.path=a/b")
+    told = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 3
+    assert "nobody/nothing" in told
+    assert "no/one" in told
+    assert "data.num_dialogues=NUMBER" in told
+
+
+def test_a_merge_reads_all_and_writes_one(tmp_path):
+    folders = [tmp_path / name for name in ("base", "a", "b")]
+    for seed, folder in enumerate(folders):
+        make_llama(60, seed).save_pretrained(folder)
+    size = (folders[0] / "model.safetensors").stat().st_size
+    found = Stage2Plan.of(MergeConfig(merge={"method": "sce", "scale": 1.0}), folders[0], folders[1:], SMALL)
+    assert (found.bytes_read, found.bytes_written) == (3 * size, size)
+    assert found.problems() == []
+    searched = Stage2Plan.of(MergeConfig(merge={"method": "sce", "scale": "search"}), folders[0], folders[1:], SMALL)
+    assert searched.bytes_read == 6 * size
+    (problem,) = replace(found, machine=Machine((), GIB)).problems()
+    assert "smaller engine.memory" in problem
+
+
+def test_the_command_answers_at_once_and_leaves_nothing(tmp_path):
+    command = [sys.executable, str(REPOSITORY / "train.py"), "experiments=fusechat_7b_v2", "plan=true"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 3  # seconds of work; others may be busy
+    assert "openchat_3_5_7b" in done.stdout
+    assert "nothing was run" in done.stdout
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_job_that_cannot_fit_is_refused_before_it_begins(tmp_path):
+    config = {"model_type": "llama", "hidden_size": 65536, "num_hidden_layers": 400, "num_attention_heads": 64}
+    (tmp_path / "huge").mkdir()
+    (tmp_path / "huge" / "config.json").write_text(json.dumps({**config, "vocab_size": 1000}))
+    write_jsonl(tmp_path / "d.jsonl", [chat("a", "b")])
+    words = ["pivot=hf", "pivot.path=huge", "data=jsonl", "data.path=d.jsonl", "parallel.accelerator=cpu"]
+    command = [sys.executable, str(REPOSITORY / "train.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "weights, gradients and optimiser take" in done.stderr
+    assert "estimate.check=false" in done.stderr
