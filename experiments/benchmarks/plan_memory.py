@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from measure import Row, inputs, parser, report
+from measure import RESULTS, Row, inputs, parser, report
 from peaks import GIVEN_BACK
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -63,7 +63,7 @@ def main() -> None:
         write_jsonl(folder / "d.jsonl", [chat(f"Say {n}.", words, f"and {n}", words) for n in range(40)])
         rows = [compared(folder, name) for name in VARIANTS]
     title = f"peak of train.py (reference) and its plan, Llama of {chosen.shape}, {TOKENS} tokens"
-    report(title, rows, chosen.out, origin=given.origin)
+    report(title, rows, chosen.out or RESULTS / "plan_memory.json", origin=given.origin)
 
 
 def compared(folder: Path, name: str) -> Row:

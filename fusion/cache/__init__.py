@@ -4,9 +4,11 @@ from fusion.cache.atomic import fsync_tree, write_bytes, write_json, write_text
 from fusion.cache.fingerprint import canonical_json, code_version, file_hash, fingerprint, folder_hash
 from fusion.cache.folder import cached_folder
 from fusion.cache.shared import Pieces, make_share, shared_folder
+from fusion.cache.users import begin_uses, record_uses
 
 __all__ = [
     "Pieces",
+    "begin_uses",
     "cached_folder",
     "canonical_json",
     "code_version",
@@ -15,6 +17,7 @@ __all__ = [
     "folder_hash",
     "fsync_tree",
     "make_share",
+    "record_uses",
     "shared_folder",
     "write_bytes",
     "write_json",

@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from fusion.cache.atomic import fsync_tree, write_text
 from fusion.cache.fingerprint import canonical_json, fingerprint
+from fusion.cache.users import note_use
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def cached_folder(root: Path, stage: str, key: Mapping[str, object], build: Call
     """
     places = Places.of(root, stage, key)
     folder, working = places.folder, places.working
+    note_use(folder)
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

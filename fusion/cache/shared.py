@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fusion.cache.folder import Places, publish
+from fusion.cache.users import note_use
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def make_share(root: Path, stage: str, key: Mapping[str, object], pieces: Pieces
     """Make the missing pieces of `share`; the finished folder, or None while pieces of other shares are missing."""
     places = Places.of(root, stage, key)
     folder, working = places.folder, places.working
+    note_use(folder)
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fusion.cache import canonical_json, write_json, write_text
+from fusion.cache import begin_uses, canonical_json, record_uses, write_json, write_text
 from fusion.config.launch import Job
 
 PACKAGES = (
@@ -43,6 +43,7 @@ class RunRecord:
     _is_finished: bool = False
 
     def __enter__(self) -> "RunRecord":
+        begin_uses()
         write_text(self.job.folder / "config.yaml", self.job.config_yaml)
         write_text(self.job.folder / "command.txt", self.job.command + "\n")
         self._write({"status": "running"})
@@ -59,9 +60,11 @@ class RunRecord:
         now = time.perf_counter()
         self.timings[name] = round(self.timings.get(name, 0.0) + now - self._clock, 3)
         self._clock = now
+        record_uses(self.job.folder)
 
     def finish(self, result: Mapping[str, object], lineage: Mapping[str, object]) -> None:
         write_json(self.job.folder / LINEAGE, _plain({**lineage, **self._origin()}))
+        record_uses(self.job.folder)
         self._write({"status": "finished", "lineage": LINEAGE, **result})
         self._is_finished = True
 
