@@ -9,7 +9,6 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -17,7 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fusion.config.compose import CONFIG_FOLDER
+from fusion.config.compose import CONFIG_FOLDER, SCHEMAS, overridable, to_settings
+from fusion.config.origins import Origin, defaults_problem, file_problems, with_origins
+from fusion.config.rules import settings_problems
 
 CHECKED_CHOICES = 64
 """Choices of one swept key that are tried."""
@@ -27,7 +28,7 @@ EXPECTED = {"Float": "a number", "Integer": "a whole number", "Boolean": "true o
 @dataclass(frozen=True)
 class _Checker:
     entry: str
-    loader: ConfigLoader
+    loader: ConfigLoaderImpl
     groups: list[str]
 
     def problems(self, overrides: Sequence[Override]) -> list[str]:
@@ -42,17 +43,76 @@ class _Checker:
             problems += found
             if not found:
                 valid.append(next(_single(override)))
-        base = self._compose(valid)
-        if isinstance(base, str):
-            alone = {choice: self._compose([choice]) for choice in valid}
-            problems += [f"{choice}: {found}" for choice, found in alone.items() if isinstance(found, str)]
-            base = self._compose([choice for choice, found in alone.items() if isinstance(found, DictConfig)])
-        if isinstance(base, str):
-            return [*problems, base]
+        composed = self._compose(valid)
+        base = composed if isinstance(composed, DictConfig) else None
+        if isinstance(composed, str):
+            found, base = self._choice_problems(valid, composed)
+            problems += found
+        if base is None:
+            return problems
         for override in overrides:
             if override not in groups and not override.key_or_group.startswith("hydra"):
                 problems += self._key_problems(override, base)
+        if problems and not any(override.is_sweep_override() for override in overrides):
+            problems += self._rule_problems(base, valid, overrides)
         return problems
+
+    def _choice_problems(self, choices: list[str], reason: str) -> tuple[list[str], DictConfig | None]:
+        """What is wrong with files that were chosen, and the settings composed without those."""
+        problems, whole = [], []
+        for choice in choices:
+            alone = self._compose([choice])
+            if isinstance(alone, DictConfig):
+                whole.append(choice)
+            else:
+                problems += self._file_problems([choice]) or [f"{choice}: {alone}"]
+        base = self._compose(whole)
+        if isinstance(base, DictConfig):
+            return problems or [reason], base
+        return problems or self._file_problems(whole) or [base], None
+
+    def _file_problems(self, choices: list[str]) -> list[str]:
+        """Mistakes in YAML files, with their lines."""
+        schema = overridable(SCHEMAS[self.entry])
+        try:
+            wrong = file_problems(self.loader, self.entry, choices, schema)
+        except HydraException as error:
+            return self._defaults_problems(error, choices)
+        known = [*_keys(schema), *self.groups]
+        return [f"{origin.text}: {self._told(origin, schema, known)}" for origin in wrong]
+
+    def _told(self, origin: Origin, schema: DictConfig, known: list[str]) -> str:
+        if OmegaConf.select(schema, origin.key, default=_MISSING, throw_on_missing=False) is _MISSING:
+            return f"there is no setting `{origin.key}`;{_nearest(origin.key, known)} see --help"
+        try:
+            OmegaConf.update(schema, origin.key, origin.value, merge=True)
+        except OmegaConfBaseException as error:
+            return f"{origin.key}: {_explain(error)}"
+        return f"{origin.key}: a table is expected"
+
+    def _defaults_problems(self, error: HydraException, choices: list[str]) -> list[str]:
+        found = defaults_problem(self.loader, error, choices)
+        if found is None:
+            return []
+        place, group, option = found
+        options = [one for one in self.loader.get_group_options(group) if one != "schema"]
+        if not options:
+            return [f"{place}: there is no group `{group}`;{_nearest(group, self.groups)} see --help"]
+        if not option:
+            return [f"{place}: {self.entry}.py has no group `{group}` to override; see --help"]
+        return [
+            f"{place}: {group}={option}: there is no such option;{_nearest(option, options)} "
+            f"options are {', '.join(options)}"
+        ]
+
+    def _rule_problems(self, base: DictConfig, valid: list[str], overrides: Sequence[Override]) -> list[str]:
+        """What types cannot say of those settings that are right so far, so that nothing is told only later."""
+        try:
+            settings = to_settings(base, SCHEMAS[self.entry])
+        except OmegaConfBaseException:
+            return []
+        given = {override.key_or_group for override in overrides}
+        return with_origins(settings_problems(settings), self.loader, self.entry, valid, given)
 
     def _is_group(self, override: Override) -> bool:
         return override.key_or_group in self.groups
@@ -104,6 +164,7 @@ def command_line_problems(entry: str, arguments: Sequence[str]) -> list[str]:
         problems = [f"{' '.join(split)}: put options like -m before or behind all KEY=VALUE words, not between them"]
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
         parser = OverridesParser.create()
         overrides = []
         for text in [*options.overrides, *split]:
@@ -118,9 +179,8 @@ def command_line_problems(entry: str, arguments: Sequence[str]) -> list[str]:
         return [*problems, *_Checker(entry, loader, loader.list_groups("")).problems(overrides)]
 
 
-def _search_also(loader: ConfigLoader, folder: str | None, overrides: Sequence[Override]) -> None:
+def _search_also(loader: ConfigLoaderImpl, folder: str | None, overrides: Sequence[Override]) -> None:
     """Make the user's own config folders known to the loader, and the loader to overrides that look for files."""
-    assert isinstance(loader, ConfigLoaderImpl)
     paths = [f"file://{Path(folder).absolute()}"] if folder else []
     for override in overrides:
         override.config_loader = loader

@@ -26,7 +26,7 @@ Settings = TypeVar("Settings", TrainConfig, MergeConfig, EvaluateConfig)
 def register() -> None:
     """Tell Hydra our schemas and resolver; calling it again changes nothing."""
     for entry, schema in SCHEMAS.items():
-        ConfigStore.instance().store(name=f"{entry}_schema", node=_overridable(schema), provider="fusion")
+        ConfigStore.instance().store(name=f"{entry}_schema", node=overridable(schema), provider="fusion")
     OmegaConf.register_new_resolver("readable", readable_name, replace=True)
 
 
@@ -52,12 +52,12 @@ def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
     """The composed config as frozen dataclasses; nothing below the entry points sees a DictConfig."""
     plain = OmegaConf.create({key: config[key] for key in schema.__dataclass_fields__})
     OmegaConf.resolve(plain)
-    settings = OmegaConf.to_object(OmegaConf.merge(_overridable(schema), plain))
+    settings = OmegaConf.to_object(OmegaConf.merge(overridable(schema), plain))
     assert isinstance(settings, schema)
     return settings
 
 
-def _overridable(schema: type) -> DictConfig:
+def overridable(schema: type) -> DictConfig:
     """The schema's node. OmegaConf makes nodes of frozen dataclasses read-only; composing has to write them."""
     node = OmegaConf.structured(schema)
     _clear_read_only(node)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -20,7 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from fusion.config.check import command_line_problems
 from fusion.config.compose import CONFIG_FOLDER, SCHEMAS, register, to_settings
 from fusion.config.errors import EXIT_USER_ERROR, UserError, raise_problems
+from fusion.config.files import missing_files
 from fusion.config.help import help_text
+from fusion.config.origins import with_origins
 from fusion.config.rules import settings_problems
 
 HELP_FLAGS = {"--help", "-h"}
@@ -92,7 +96,7 @@ def _run(entry: str, run: Callable[[Any, Job], None], config: DictConfig, failur
     job = _job(entry, config)
     try:
         settings = to_settings(config, SCHEMAS[entry])
-        raise_problems(settings_problems(settings))
+        raise_problems(_problems(entry, settings))
         run(settings, job)
         if getattr(settings, "plan", False):
             _forget(job.folder)
@@ -110,6 +114,18 @@ def _together(run_together: Callable[[Jobs], None], jobs: Jobs, failures: list[s
         run_together(jobs)
     except UserError as error:
         failures += error.problems
+
+
+def _problems(entry: str, settings: Any) -> list[str]:
+    """What types cannot say, each with the file and line that set it where the command line did not."""
+    found = [*settings_problems(settings), *missing_files(settings)]
+    if not found:
+        return []
+    overrides = list(HydraConfig.get().overrides.task)
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    return with_origins(found, loader, entry, overrides, given)
 
 
 def _forget(folder: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fusion.config import UserError
+from fusion.config.files import looks_local
 from fusion.config.schema import ModelConfig
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -17,7 +18,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
         UserError: there is no such folder, no tokeniser in it, or it has no fast form.
     """
     where = f"{model.name} (path={model.path})"
-    if _looks_local(model.path) and not Path(model.path).is_dir():
+    if looks_local(model.path) and not Path(model.path).is_dir():
         raise UserError(f"{where}: no such folder; give the folder of a Hugging Face model or a hub id")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -40,10 +41,6 @@ def read_template(name: str, where: str) -> str:
         names = ", ".join(sorted(file.stem for file in TEMPLATES.glob("*.jinja")))
         raise UserError(f"{where}: chat_template={name} is neither a file nor a built-in template ({names})")
     return path.read_text("utf-8").removesuffix("\n")
-
-
-def _looks_local(path: str) -> bool:
-    return path.startswith(("/", ".", "~")) or path.count("/") != 1 or Path(path).exists()
 
 
 def _first_line(error: BaseException) -> str:

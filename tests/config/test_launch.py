@@ -80,7 +80,7 @@ def test_a_sweep_runs_every_job_with_a_command_of_its_own(command, tmp_path):
 def test_mistakes_are_told_before_any_job(command):
     code, ran, said = command("train", "sede=1", "optim.lr=fast", "template=odd")
     assert (code, ran) == (2, [])
-    assert said.startswith("2 problems:\n  - sede=1: ")
+    assert said.startswith("3 problems:\n  - sede=1: ")
     code, ran, said = command("train", "template=odd", "seed=-1", "data.limit=0")
     assert (code, ran) == (2, [])
     assert said.startswith("3 problems:\n")
