@@ -1,6 +1,7 @@
 """Every mistake of a command line, found before anything runs, each with the nearest valid name."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
 from itertools import islice
@@ -22,6 +23,7 @@ from fusion.config.rules import settings_problems
 
 CHECKED_CHOICES = 64
 """Choices of one swept key that are tried."""
+NO_GROUP = re.compile(r"Could not override '([^']+)'. No match in the defaults list")
 EXPECTED = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
 
 
@@ -176,6 +178,10 @@ def command_line_problems(entry: str, arguments: Sequence[str]) -> list[str]:
                     "a list element with = or other signs needs quotes: targets=[\\'a=1\\',\\'a=2\\']"
                 )
         _search_also(loader, options.config_dir, overrides)
+        if not options.multirun:
+            swept = [override for override in overrides if override.is_sweep_override()]
+            overrides = [override for override in overrides if override not in swept]
+            problems += [f"{one.input_line}: several values are a sweep: put -m in front" for one in swept]
         return [*problems, *_Checker(entry, loader, loader.list_groups("")).problems(overrides)]
 
 
@@ -250,6 +256,10 @@ def _explain(error: Exception) -> str:
         reason = reason.__cause__
     lines = [line for line in str(reason).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
+    if text.endswith("is not a ListConfig, list or tuple."):
+        return "a list in brackets is expected, for instance [a,b]"
+    if group := NO_GROUP.search(text):
+        return f"this command has no group `{group[1]}`; see --help"
     for kind, words in EXPECTED.items():
         if text.endswith(f"converted to {kind}"):
             return f"{words} is expected ({text})"
