@@ -14,9 +14,11 @@ from fusion.cache import fingerprint
 from fusion.config.evaluate import EvaluateConfig
 from fusion.config.schema import MergeConfig, TrainConfig
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "conf"
-"""Its `experiments` is a link to the repository's: as a search path of its own, the repository would turn every folder
-in it, virtual environments included, into a config group."""
+_PACKAGE = Path(__file__).resolve().parents[1]
+_INSTALLED = _PACKAGE / "conf"
+CONFIG_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "conf"
+"""In a checkout its `experiments` is a link to the repository's: as a search path of its own, the repository would
+turn every folder in it, virtual environments included, into a config group. An installed package has copies."""
 SCHEMAS: dict[str, type] = {"train": TrainConfig, "merge": MergeConfig, "evaluate": EvaluateConfig}
 LONGEST_NAME = 120
 

@@ -46,6 +46,7 @@ def help_text(entry: str) -> str:
         "Settings, changed with key=value and swept with -m key=a,b,c:\n" + "\n".join(_settings(SCHEMAS[entry])),
         "Hydra's own options: --cfg job prints the composed settings, --multirun or -m sweeps, --config-dir DIR adds\n"
         "your own YAML files, --hydra-help tells more.",
+        f'Words are completed after: eval "$(python {entry}.py -sc install=bash)" (or fish).',
     ]
     return "\n\n".join(sections)
 
