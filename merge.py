@@ -9,7 +9,7 @@ python merge.py merge=task_arithmetic targets=[/models/a,/models/b] base=/models
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fusion.config.errors import UserError, raise_problems
@@ -56,11 +56,17 @@ class Task:
         return [target.name for target in self.inputs.targets]
 
 
-def run(config: MergeConfig, job: Job) -> None:
-    """One job: find the targets, skip the job when it is finished, else merge, score and record."""
+def run(config: MergeConfig, job: Job) -> float | None:
+    """One job: find the targets, skip the job when it is finished, else merge, score and record.
+
+    Returns what a search over settings minimises, where `search_value` asks for it.
+    """
+    from fusion.tracking.record import read_result
+
     task = begin(config, job)
     if task:
         merge([task])
+    return read_result(job.folder).get("search_value")
 
 
 def run_together(jobs: Jobs) -> None:
@@ -223,6 +229,7 @@ def finish(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | N
             "targets": task.targets,
             "scale": report.scale,
             "scale_search": task.search.evaluations if task.search else [],
+            "search_value": search_value(task, weights),
             "model": MODEL if weights is None else None,
             "comparison": [row.to_json() for row in rows],
         }
@@ -232,6 +239,20 @@ def finish(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | N
     record.finish(result, origin)
     if job.sweep is None:
         compare_folder(job.folder, job.command)
+
+
+def search_value(task: Task, weights: "Mapping[str, Tensor] | None") -> float | None:
+    """Cross-entropy of the merged model on held-out dialogues that a source won, in nats per byte."""
+    from fusion.evaluation.search import data_with_heldout, folder_loss, heldout_loss
+
+    config, inputs = task.config, task.inputs
+    if config.search_value is None:
+        return None
+    data = data_with_heldout(inputs, f"search_value={config.search_value}", "leave it out")
+    settings = (inputs.heldout_won, data.max_length, config.evaluation.batch_tokens)
+    if weights is not None:
+        return heldout_loss(inputs.pivot, *settings)(weights)
+    return folder_loss(replace(inputs.pivot, path=str(task.job.folder / MODEL)), *settings)
 
 
 def checked_request(merge: dict[str, Any], num_targets: int) -> tuple[str, float | str, dict[str, Any]]:

@@ -30,16 +30,19 @@ GROUP = (*SETTING, "template", "teacher", "alignment", "fusion", "objective")
 """Targets that differ in their source alone have these in common, and are merged together."""
 
 
-def run(config: TrainConfig, job: Job) -> None:
-    """One job: skip it when it is finished, else prepare, train, export, score and record."""
+def run(config: TrainConfig, job: Job) -> float | None:
+    """One job: skip it when it is finished, else prepare, train, export, score and record.
+
+    Returns what a search over settings minimises, where `search_value` asks for it.
+    """
     from fusion.cache import code_version, fingerprint
     from fusion.processes.failures import Terminated
-    from fusion.tracking.record import RunRecord, is_finished
+    from fusion.tracking.record import RunRecord, is_finished, read_result
     from fusion.training.nodes import this_node
 
     if config.plan:
         show_plan(config)
-        return
+        return None
     is_worker = config.teacher.worker is not None
     if not is_worker:
         config = replace(config, teacher=replace(config.teacher, workers=1))  # who reads changes no target
@@ -47,15 +50,15 @@ def run(config: TrainConfig, job: Job) -> None:
     if is_worker:  # never skipped: the cache knows what was read, and may be gone
         with RunRecord(job, "teaching", config.seed, name) as record:
             read_share(config, record)
-        return
+        return None
     if config.skip_finished and is_finished(job.folder, name):
         print(f"{job.name}: finished before with the same settings; skip_finished=false runs it again")
-        return
+        return read_result(job.folder).get("search_value")
     refuse_what_cannot_fit(config)
     node = this_node(config.parallel)
     if node.number > 0:
         assist(config, job, node)
-        return
+        return None
     try:
         with RunRecord(job, "train", config.seed, name) as record:
             train(config, job, record, node)
@@ -64,6 +67,7 @@ def run(config: TrainConfig, job: Job) -> None:
         more = shlex.join([*anew, f'hydra.run.dir="{job.folder}"'])
         print(f"{end}\nit goes on with: {job.command} {more}", file=sys.stderr)
         raise
+    return read_result(job.folder).get("search_value")
 
 
 def show_plan(config: TrainConfig) -> None:
@@ -159,7 +163,7 @@ def train(config: TrainConfig, job: Job, record: "RunRecord", node: "Node") -> N
         if rows:
             log_scores(loggers, rows[-1].scores, rows[-1].nll_per_byte)
         record.lap("score")
-        result = result_of(config, data, trained, rows)
+        result = result_of(config, data, trained, rows, search_value(config, job, data.prepared))
         origin = lineage(config, data.prepared, strong_skills)
         mirror_result(loggers, "train", job.folder, result, origin)
     record.finish(result, origin)
@@ -175,7 +179,11 @@ CARD = (
 
 
 def result_of(
-    config: TrainConfig, data: "FusionDataModule", trained: "Trained", rows: "list[ComparisonRow]"
+    config: TrainConfig,
+    data: "FusionDataModule",
+    trained: "Trained",
+    rows: "list[ComparisonRow]",
+    value: float | None,
 ) -> dict[str, object]:
     """What `result.json` says of a finished training."""
     assert data.prepared is not None
@@ -187,6 +195,7 @@ def result_of(
         "group": config.common(GROUP),
         "setting": config.common(SETTING),
         "recipe": config.recipe(),
+        "search_value": value,
         "model": "model",
         "steps": trained.steps,
         "tokens": tokens,
@@ -229,6 +238,18 @@ def score(config: TrainConfig, job: Job, strong_skills: dict[str, list[str]]) ->
     ]
     models.append(ScoredModel("sft" if sft else "target", target, () if sft else tuple(strong), config.recipe()))
     return score_models(models, config.data, config.evaluation, config.paths, config.seed, job.command)
+
+
+def search_value(config: TrainConfig, job: Job, prepared: "Prepared") -> float | None:
+    """Cross-entropy of the target on held-out dialogues that a source won, in nats per byte."""
+    from fusion.evaluation.search import folder_loss
+
+    if config.search_value is None:
+        return None
+    if not prepared.heldout_won:
+        raise UserError(f"search_value={config.search_value}: there are no held-out dialogues that a source won")
+    target = replace(config.pivot, path=str(job.folder / "model"))
+    return folder_loss(target, prepared.heldout_won, config.data.max_length, config.evaluation.batch_tokens)
 
 
 def lineage(config: TrainConfig, prepared: "Prepared", strong_skills: dict[str, list[str]]) -> dict[str, object]:

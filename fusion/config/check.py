@@ -23,6 +23,14 @@ from fusion.config.rules import settings_problems
 
 CHECKED_CHOICES = 64
 """Choices of one swept key that are tried."""
+EXTRAS = {
+    "optuna": "optuna",
+    "joblib": "joblib",
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
+    "ray": "ray",
+}
+"""Sweepers and launchers of Hydra -> the extra that brings them."""
 NO_GROUP = re.compile(r"Could not override '([^']+)'. No match in the defaults list")
 EXPECTED = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
 
@@ -98,6 +106,8 @@ class _Checker:
             return []
         place, group, option = found
         options = [one for one in self.loader.get_group_options(group) if one != "schema"]
+        if group.startswith("hydra/") and option in EXTRAS:
+            return [f"{place}: {group}={option} is not installed; pip install 'fusion-chat[{EXTRAS[option]}]'"]
         if not options:
             return [f"{place}: there is no group `{group}`;{_nearest(group, self.groups)} see --help"]
         if not option:

@@ -4,9 +4,11 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +29,7 @@ from fusion.config.help import help_text
 from fusion.config.origins import with_origins
 from fusion.config.rules import settings_problems
 
+CANCEL = "CANCEL"
 HELP_FLAGS = {"--help", "-h"}
 UNCHECKED_FLAGS = {"--hydra-help", "--version", "--shell-completion", "-sc"}
 
@@ -51,7 +54,7 @@ Jobs = list[tuple[Any, Job]]
 """Settings of jobs, and the jobs."""
 
 
-def launch(entry: str, run: Callable[[Any, Job], None], run_together: Callable[[Jobs], None] | None = None) -> None:
+def launch(entry: str, run: Callable[[Any, Job], Any], run_together: Callable[[Jobs], None] | None = None) -> None:
     """Run `run(settings, job)`, once or once per job of a sweep; exit with 2 on the user's mistakes.
 
     Jobs of a sweep with `sweep=fused` wait until Hydra has composed them all; then `run_together` gets them.
@@ -61,19 +64,19 @@ def launch(entry: str, run: Callable[[Any, Job], None], run_together: Callable[[
         return
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then hands errors to us instead of printing them
     register()
-    failures: list[str] = []
+    failures = Failures()
     waiting: Jobs = []
     starter = os.getpid()
 
-    def run_or_wait(settings: Any, job: Job) -> None:
+    def run_or_wait(settings: Any, job: Job) -> Any:
         if run_together is None or job.sweep is None or settings.sweep != "fused":
-            run(settings, job)
-        elif os.getpid() != starter:
-            raise UserError(
-                "sweep=fused: jobs in processes of their own cannot share a pass; leave hydra/launcher out"
-            )
-        else:
-            waiting.append((settings, job))
+            return run(settings, job)
+        if os.getpid() != starter:
+            raise UserError("sweep=fused: jobs in processes of their own cannot share a pass; leave launcher out")
+        if settings.search_value is not None:
+            raise UserError("sweep=fused: a search waits for the value of every job; leave sweep=fused out")
+        waiting.append((settings, job))
+        return None
 
     try:
         if not UNCHECKED_FLAGS & set(sys.argv[1:]):
@@ -87,33 +90,77 @@ def launch(entry: str, run: Callable[[Any, Job], None], run_together: Callable[[
         _complain(error.problems)
     except (HydraException, OmegaConfBaseException) as error:
         _complain(str(error).splitlines()[:1])
-    if failures:
-        _complain(failures)
+    if failures.problems:
+        _tell(failures.problems)
+        if failures.again:
+            print("run again alone (the same sweep again runs only these, too):", file=sys.stderr)
+            print(*(f"  {command}" for command in failures.again), sep="\n", file=sys.stderr)
+        sys.exit(1 if failures.is_ours else EXIT_USER_ERROR)
 
 
-def _run(entry: str, run: Callable[[Any, Job], None], config: DictConfig, failures: list[str], starter: int) -> None:
-    """One job. In a sweep the user's mistakes in one job do not stop the others; they are told at the end."""
+@dataclass
+class Failures:
+    """Jobs of a sweep that failed in this process: told at the end, with the commands that run them alone."""
+
+    problems: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
+    is_ours: bool = False
+    """One of them was no mistake of the user's."""
+
+    def add(self, job: Job, problems: Sequence[str]) -> None:
+        self.problems += [f"{job.name}: {problem}" for problem in problems]
+        folder = shlex.quote(f'hydra.run.dir="{job.folder}"')
+        self.again.append(f"{job.command} {folder}")
+
+
+def _run(entry: str, run: Callable[[Any, Job], Any], config: DictConfig, failures: Failures, starter: int) -> Any:
+    """One job; returns what a search minimises. In a sweep a job that fails does not stop the others."""
     job = _job(entry, config)
+    if file := cancelled(job, config.get("tags", []), Path(config.paths.runs)):
+        print(f"{job.name}: not run, cancelled by {file}")
+        return None
     try:
         settings = to_settings(config, SCHEMAS[entry])
         raise_problems(_problems(entry, settings))
-        run(settings, job)
+        value = run(settings, job)
         if getattr(settings, "plan", False):
             _forget(job.folder)
+        return value
     except UserError as error:
         if job.sweep is None:
             _complain(error.problems)
-        problems = [f"{job.name}: {problem}" for problem in error.problems]
         if os.getpid() != starter:  # a launcher with processes of its own: only Hydra brings errors back
-            raise UserError(problems) from error
-        failures += problems
+            raise UserError([f"{job.name}: {problem}" for problem in error.problems]) from error
+        failures.add(job, error.problems)
+    except Exception as error:
+        if job.sweep is None or os.getpid() != starter:
+            raise
+        traceback.print_exc()
+        failures.add(job, [f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"])
+        failures.is_ours = True
+    return None
 
 
-def _together(run_together: Callable[[Jobs], None], jobs: Jobs, failures: list[str]) -> None:
+def cancelled(job: Job, tags: Sequence[str], runs: Path) -> Path | None:
+    """The file that cancels a job of a sweep before it begins, if there is one.
+
+    `CANCEL` in the folder of the sweep or of all runs names tags or jobs (`*` stands for anything), one per line; an
+    empty one cancels all.
+    """
+    for folder in (job.sweep, runs) if job.sweep else ():
+        file = folder / CANCEL
+        if file.is_file():
+            words = file.read_text("utf-8").split()
+            if not words or any(fnmatch(name, word) for word in words for name in (job.name, *tags)):
+                return file
+    return None
+
+
+def _together(run_together: Callable[[Jobs], None], jobs: Jobs, failures: Failures) -> None:
     try:
         run_together(jobs)
     except UserError as error:
-        failures += error.problems
+        failures.problems += error.problems
 
 
 def _problems(entry: str, settings: Any) -> list[str]:
@@ -159,6 +206,10 @@ def _own_config_folders(hydra_config: Any) -> list[str]:
 
 
 def _complain(problems: list[str]) -> NoReturn:
+    _tell(problems)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def _tell(problems: list[str]) -> None:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     print(f"{count}:", *(f"  - {problem}" for problem in problems), sep="\n", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)

@@ -33,6 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "parallel.accelerator": ("auto", "cpu", "gpu"),
     "sweep": ("separate", "fused"),
     "evaluation.name": ("skills", "none"),
+    "search_value": ("heldout_won",),
     "logger.name": ("csv", "tensorboard", "wandb", "none"),
 }
 SHARES = (

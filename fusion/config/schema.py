@@ -308,6 +308,9 @@ class TrainConfig:
     """Words to find the run by."""
     plan: bool = False
     """Tell what the job would need, and whether this machine has it; nothing is run."""
+    search_value: str | None = None
+    """What a search over settings (`hparams_search`) minimises: heldout_won, the cross-entropy on held-out dialogues
+    that a source won; left out: nothing is measured for a search."""
     pivot: ModelConfig = field(default_factory=ModelConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
@@ -374,6 +377,11 @@ class MergeConfig:
     that reads every input once; the models are the same, byte for byte)."""
     plan: bool = False
     """Tell what the job would need, and whether this machine has it; nothing is run."""
+    search_value: str | None = None
+    """What a search over settings (`hparams_search`) minimises: heldout_won, the cross-entropy on held-out dialogues
+    that a source won; left out: nothing is measured for a search."""
+    search: dict[str, float] = field(default_factory=dict)
+    """Numbers that a search varies, for other settings to refer to: merge.weight=["${search.a}","${search.b}"]."""
     merge: dict[str, Any] = field(default_factory=dict)
     """The method, its `scale` (a number, or `search`) and its own parameters."""
     engine: EngineConfig = field(default_factory=EngineConfig)

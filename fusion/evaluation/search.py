@@ -51,6 +51,13 @@ def heldout_study(config: MergeConfig, inputs: MergeInputs, method: str) -> Stud
     )
 
 
+def folder_loss(model: ModelConfig, dialogues: Sequence[Dialogue], max_length: int, batch_tokens: int) -> float:
+    """Nats per byte of a model's folder on `dialogues`: what a search over settings lowers."""
+    (reader,) = make_readers([model], "native", max_length)
+    (encoded,), _ = encode_all([reader], dialogues)
+    return nll_per_byte(on_device(load_causal_lm(model)), reader.vocab_size, encoded, batch_tokens)
+
+
 def heldout_loss(
     pivot: ModelConfig, dialogues: Sequence[Dialogue], max_length: int, batch_tokens: int
 ) -> Callable[[Mapping[str, Tensor]], float]:

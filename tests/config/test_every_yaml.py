@@ -1,5 +1,6 @@
 """Every YAML that comes with the program composes to typed settings that break no rule."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from fusion.config.check import command_line_problems
 from fusion.config.compose import CONFIG_FOLDER, SCHEMAS, register, to_settings
 from fusion.config.rules import settings_problems
 from fusion.merging import check_parameters
@@ -17,6 +19,11 @@ GROUP_FILES = sorted(
     path for path in CONFIG_FOLDER.glob("*/*.yaml") if path.parent.name not in ("experiments", "model")
 )
 
+NEED_PLUGINS = {
+    "launcher": {"joblib": "joblib", "submitit_local": "submitit", "slurm": "submitit", "ray": "ray"},
+    "hparams_search": {"merge_weights": "optuna", "merge_method": "optuna", "distillation": "optuna"},
+}
+"""Group -> option -> the extra that it needs."""
 ASK_FOR_A_PATH = ("hf", "hub", "jsonl", "sharegpt", "alpaca")
 
 
@@ -34,7 +41,7 @@ def settings_of(entry, *overrides):
 def rows_of(entry):
     """Command lines that choose every option of every group at least once."""
     options = {group: [path.stem for path in GROUP_FILES if path.parent.name == group] for group in groups_of(entry)}
-    options = {group: names for group, names in options.items() if names}
+    options = {group: names for group, names in options.items() if names and group not in NEED_PLUGINS}
     longest = max(map(len, options.values()))
     renamed = ["source.name=other"] if "source" in options else []  # a model may be pivot and source of one row
     return [
@@ -80,6 +87,23 @@ def test_every_experiment(path):
         assert settings_problems(settings) == []
         working.append(entry)
     assert working
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [(group, option) for group, needed in NEED_PLUGINS.items() for option in needed]
+)
+def test_what_needs_a_plugin_composes_or_says_which(group, option):
+    assert {path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml")} == set(NEED_PLUGINS[group])
+    entry = "merge" if option.startswith("merge") else "train"
+    extra = NEED_PLUGINS[group][option]
+    register()
+    found = command_line_problems(entry, ["-m", f"{group}={option}"])
+    kind = "sweeper" if extra == "optuna" else "launcher"
+    if find_spec("hydra_plugins") and find_spec(f"hydra_plugins.hydra_{extra}_{kind}"):
+        assert found == []
+    else:
+        (problem,) = found
+        assert problem.endswith(f"is not installed; pip install 'fusion-chat[{extra}]'")
 
 
 def test_experiments_are_found_from_the_config_folder():

@@ -23,7 +23,7 @@ def command(tmp_path, monkeypatch, capsys):
 
         def keep(settings, one):
             ran.append((settings, one))
-            job(settings, one)
+            return job(settings, one)
 
         monkeypatch.setattr("sys.argv", [f"{entry}.py", *words])
         code = 0
@@ -101,6 +101,61 @@ def test_a_users_mistake_in_one_job_of_a_sweep_stops_no_other(command):
     assert [settings.seed for settings, _ in ran] == [2, 3]
     assert said.startswith("3 problems:\n  - seed=-1: seed=-1: at least 0 is expected\n")
     assert "  - seed=2: seed 2 is bad\n  - seed=2: and ugly\n" in said
+
+
+def test_a_crash_in_one_job_of_a_sweep_stops_no_other(command, tmp_path):
+    def broken(settings, job):
+        if settings.seed == 2:
+            raise ZeroDivisionError("ours")
+
+    code, ran, said = command("merge", "-m", "seed=1,2,3", "hydra.sweep.dir=here", job=broken)
+    assert code == 1
+    assert [settings.seed for settings, _ in ran] == [1, 2, 3]
+    assert "seed=2: ZeroDivisionError: ours" in said
+    assert "Traceback" in said
+    (again,) = [line.strip() for line in said.splitlines() if line.startswith("  python merge.py")]
+    code, ran, said = command("merge", *shlex.split(again)[2:])
+    ((settings, job),) = ran
+    assert (code, settings.seed) == (0, 2)
+    assert job.folder == tmp_path / "here" / "seed=2"
+
+
+def test_jobs_are_cancelled_by_a_file_before_they_begin(command, tmp_path, capsys):
+    def cancel(settings, job):
+        if settings.seed == 1:
+            (job.sweep / "CANCEL").write_text("seed=2 seed=4*\n")
+
+    code, ran, _ = command("merge", "-m", "seed=1,2,3,40", "hydra.sweep.dir=here", job=cancel)
+    assert (code, [settings.seed for settings, _ in ran]) == (0, [1, 3])
+    (tmp_path / "here" / "CANCEL").unlink()
+    (tmp_path / "runs").mkdir(exist_ok=True)
+    (tmp_path / "runs" / "CANCEL").write_text("slow\n")
+    _, ran, _ = command("merge", "-m", "seed=5,6", "tags=[slow,x]")
+    assert ran == []
+    _, ran, _ = command("merge", "-m", "seed=5,6", "tags=[quick]")
+    assert len(ran) == 2
+    (tmp_path / "runs" / "CANCEL").write_text("")
+    assert command("merge", "-m", "seed=5,6")[1] == []
+    assert len(command("merge", "seed=5")[1]) == 1  # a single job is not a sweep
+
+
+def test_a_search_goes_on_where_it_was_killed(command):
+    """The seed proposes the same points again, so a search that is started anew finds its finished jobs."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper.optuna_sweeper")
+
+    def value(settings, job):
+        return sum((one - best) ** 2 for one, best in zip(settings.merge["weight"], (0.2, 0.9, 1.2), strict=True))
+
+    words = ("-m", "hparams_search=merge_weights", "hydra.sweep.dir=here")
+    tried = []
+    for trials in (4, 24):
+        code, ran, _ = command("merge", *words, f"hydra.sweeper.n_trials={trials}", job=value)
+        assert code == 0
+        assert all(settings.search_value == "heldout_won" for settings, _ in ran)
+        tried.append([tuple(settings.merge["weight"]) for settings, _ in ran])
+    assert tried[1][:4] == tried[0]
+    losses = [sum((one - best) ** 2 for one, best in zip(point, (0.2, 0.9, 1.2), strict=True)) for point in tried[1]]
+    assert min(losses[10:]) < min(losses[:10])
 
 
 def test_a_single_job_says_its_problems_without_a_traceback(command):

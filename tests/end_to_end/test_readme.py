@@ -77,6 +77,9 @@ def test_command_runs(command, workplace, substitutes, judge):
         words = [word.replace(placeholder, real) for word in words]
     if any(word.startswith("experiments=fuse") for word in words):
         words.append("plan=true")  # models of the hub
+    if any(word.startswith("hparams_search=") for word in words):
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper.optuna_sweeper")
+        words.append("hydra.sweeper.n_trials=2")
     if words[0] == "train.py":
         small = SMALL if "data=jsonl" not in words else (*SMALL[1:], "trainer.batch_size=8")
         words += [word for word in small if word.partition("=")[0] not in " ".join(words)]
