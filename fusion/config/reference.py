@@ -14,6 +14,9 @@ Change one with `KEY=VALUE`, sweep it with `-m KEY=A,B,C`, choose a file of a gr
 in these tables are those of the types; the files that a command composes may say otherwise, and `--cfg job` shows what
 it gets. `python -m fusion.config.reference > docs/settings.md` writes this page anew."""
 
+OTHER_GROUPS = ("launcher", "hparams_search")
+"""Groups of files that set Hydra's own settings."""
+
 
 def reference() -> str:
     """The whole page in Markdown."""
@@ -24,18 +27,21 @@ def reference() -> str:
             nested = get_type_hints(schema)[field.name]
             if is_dataclass(nested):
                 parts += [f"### {field.name}", _options(field.name), _table(nested, f"{field.name}.", nested=True)]
+        for group in OTHER_GROUPS:
+            parts += [f"### {group}", _options(group, entry)]
         if entry == "merge":
             parts += ["### merge", _options("merge"), "The parameters of a method are in its file."]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _options(group: str) -> str:
-    """The files of a group, each with the comment that it begins with."""
+def _options(group: str, entry: str = "") -> str:
+    """The files of a group, each with the comment that it begins with; only those of `entry` where they name one."""
     lines = []
     for path in sorted((CONFIG_FOLDER / group).glob("*.yaml")):
         comments = [line for line in path.read_text("utf-8").splitlines() if line.startswith("# ")]
-        about = [line.removeprefix("# ") for line in comments if not line.startswith("# @package")]
-        lines.append(f"- `{group}={path.stem}`: {about[0] if about else ''}".rstrip())
+        about = next((line.removeprefix("# ") for line in comments if not line.startswith("# @package")), "")
+        if not any(about.startswith(f"{other}.py") for other in SCHEMAS if other != (entry or other)):
+            lines.append(f"- `{group}={path.stem}`: {about}".rstrip())
     return "\n".join(lines)
 
 

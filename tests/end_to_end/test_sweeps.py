@@ -69,7 +69,7 @@ def test_a_lambda_sweep_has_one_teacher_pass_and_one_alignment(tiny_pivot, tiny_
         monkeypatch.setattr("sys.argv", ["train.py", *more, *words, *models, *small, "trainer.progress_bar=false"])
         launch("train", train.run)
         return {
-            stage.name: sorted(one.name for one in stage.glob("[!.]*")) for stage in (tmp_path / "cache").iterdir()
+            stage.name: sorted(one.name for one in stage.glob("[!.]*")) for stage in (tmp_path / "cache").glob("[!.]*")
         }
 
     alone = run("objective.ce_weight=0.1", "hydra.run.dir=alone")
