@@ -13,7 +13,6 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -21,23 +20,33 @@ from typing import NamedTuple
 import torch
 from peaks import FORGET, Peak
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from fusion.config.schema import ObjectiveConfig
+from fusion.config.schema import ObjectiveConfig, ParallelConfig, TrainConfig, TrainerConfig
 from fusion.objective.target_form import TargetForm
 from fusion.training.batches import FusionBatch
 from fusion.training.flops import ModelFlops
 from fusion.training.module import clip_gradients
+from fusion.training.parallel import spread
 from fusion.training.student import Student
 from fusion.training.throughput import peak_memory
+from fusion.training.weights import StoredWeights
 
 CPU = torch.device("cpu")
 TOP_K = 10
 SUPERVISED = 0.7
 """Share of the tokens that an assistant says: the end of every dialogue."""
 CE_WEIGHT = 0.9
+OBJECTIVES = {name: ObjectiveConfig(name=name, ce_weight=CE_WEIGHT) for name in ("sft", "fusion")}
 WAYS = ("fusion", "sft", "dense")
+PRECISIONS = {
+    "float32": ("32-true", torch.float32),
+    "bfloat16": ("bf16-true", torch.bfloat16),
+    "mixed": ("bf16-mixed", torch.float32),
+}
+"""Word -> Lightning's word, and the dtype of the weights, gradients and moments."""
 
 
 class Shape(NamedTuple):
@@ -122,31 +131,76 @@ class Dense(torch.nn.Module):
         return CE_WEIGHT * ce + (1 - CE_WEIGHT) * (apart_BT * (self.labels_BT >= 0)).sum()
 
 
+class Setup(NamedTuple):
+    """Where and how a model is trained."""
+
+    device: torch.device
+    dtype: str = "float32"
+    """One of `PRECISIONS`."""
+    parallel: str = "single"
+    """single, or fsdp: FSDP2 on this one device, within a process group of one."""
+    checkpoints: bool = False
+    """Activations are computed again in the backward pass."""
+
+    @property
+    def config(self) -> TrainConfig:
+        kind = "gpu" if self.device.type == "cuda" else "cpu"
+        precision, _ = PRECISIONS[self.dtype]
+        trainer = TrainerConfig(precision=precision, gradient_checkpointing=self.checkpoints)
+        return TrainConfig(parallel=ParallelConfig(self.parallel, accelerator=kind), trainer=trainer)
+
+
+PLAIN = Setup(CPU)
+
+
+class Learner:
+    """A student on its device with its optimiser; SFT and fusion take turns on the same one."""
+
+    def __init__(self, shape: Shape, setup: Setup = PLAIN) -> None:
+        self.setup = setup
+        model = make_model(shape, setup.device, PRECISIONS[setup.dtype][1])
+        self.flops = ModelFlops.of(model)
+        mesh = None if setup.parallel == "single" else init_device_mesh(setup.device.type, (1,))
+        student = Student(model, OBJECTIVES["fusion"], TargetForm())
+        self.student = spread(student, setup.config, StoredWeights({}), mesh)
+        on_gpu = setup.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-6, fused=on_gpu)  # without temporaries
+
+    def autocast(self) -> torch.autocast:
+        """As Lightning does it; sharded weights are cast when they are gathered."""
+        is_mixed = self.setup.dtype == "mixed" and self.setup.parallel == "single"
+        return torch.autocast(self.setup.device.type, torch.bfloat16, enabled=is_mixed)
+
+
 @dataclass
 class Step:
     """Forward and backward pass, clipping, AdamW; `way` is one of `WAYS`. Call it to make a step."""
 
     way: str
-    model: PreTrainedModel
+    learner: Learner
     batch: FusionBatch
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6)
-        objective = ObjectiveConfig(name="sft" if self.way == "sft" else "fusion", ce_weight=CE_WEIGHT)
-        student = Student(self.model, objective, TargetForm())
-        dense = Dense(self.model, self.batch) if self.way == "dense" else None
-        self.loss: Callable[[], Tensor] = lambda: student(self.batch).loss if dense is None else dense(self.batch)
+        self._dense = Dense(self.learner.student.model, self.batch) if self.way == "dense" else None
 
     def __call__(self) -> float:
         """Make the step; returns the gradient norm."""
-        self.optimizer.zero_grad()
+        self.learner.optimizer.zero_grad()
         (self.loss() / len(self.batch.rows_R)).backward()
         norm = self.clip()
-        self.optimizer.step()
+        self.learner.optimizer.step()
         return float(norm)  # waits for the device
 
+    def loss(self) -> Tensor:
+        """Summed over rows."""
+        with self.learner.autocast():
+            if self._dense is not None:
+                return self._dense(self.batch)
+            self.learner.student.objective = OBJECTIVES[self.way]
+            return self.learner.student(self.batch).loss
+
     def clip(self) -> Tensor:
-        return clip_gradients(self.model, 1.0)
+        return clip_gradients(self.learner.student, 1.0)
 
     @property
     def tokens(self) -> int:
@@ -156,12 +210,16 @@ class Step:
     def flops(self) -> int:
         """Model FLOPs, the head for supervised rows alone, whatever the way is."""
         dialogues, tokens = self.batch.ids_BT.shape
-        return ModelFlops.of(self.model).step([tokens] * dialogues, len(self.batch.rows_R))
+        return self.learner.flops.step([tokens] * dialogues, len(self.batch.rows_R))
 
 
-def make_step(way: str, shape: Shape, dialogues: int, tokens: int) -> Step:
-    """A step in float32 on the CPU."""
-    return Step(way, make_model(shape, CPU, torch.float32), make_batch(dialogues, tokens, shape.vocab, CPU))
+def forget_peak(device: torch.device) -> None:
+    """`peak_memory` counts from now on; what cannot forget goes on counting from the start."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        FORGET.write_text("5")
 
 
 def peak_of(way: str, shape: str, dialogues: int, tokens: int) -> Peak:
@@ -172,13 +230,10 @@ def peak_of(way: str, shape: str, dialogues: int, tokens: int) -> Peak:
 
 def main(way: str, shape: str, dialogues: str, tokens: str) -> None:
     torch.set_num_threads(1)
-    model = make_model(SHAPES[shape], CPU, torch.float32)
-    small = Step("fusion", model, make_batch(1, 8, SHAPES[shape].vocab, CPU))
-    small()  # gradients and moments are in memory now
-    step = Step(way, model, make_batch(int(dialogues), int(tokens), SHAPES[shape].vocab, CPU))
-    step.optimizer = small.optimizer
-    with contextlib.suppress(OSError):
-        FORGET.write_text("5")
+    learner, vocab = Learner(SHAPES[shape]), SHAPES[shape].vocab
+    Step("fusion", learner, make_batch(1, 8, vocab, CPU))()  # gradients and moments are in memory now
+    step = Step(way, learner, make_batch(int(dialogues), int(tokens), vocab, CPU))
+    forget_peak(CPU)
     before = peak_memory(CPU)
     step()
     print(json.dumps(Peak(before, peak_memory(CPU))))
