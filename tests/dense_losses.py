@@ -73,6 +73,12 @@ def span_distance(logprob, weight, temperature):
     return temperature * sum(p * (torch.as_tensor(p, dtype=q.dtype).log() - q.log()) for p, q in parts if p > 0)
 
 
+def is_certain(logits, targets):
+    """Whether the model is sure of a reference: spans compare 1 - p, which rounding spoils near 0."""
+    references = logits.log_softmax(-1).gather(-1, targets.ids_RK[:, :1])
+    return bool((references > -0.05).any())
+
+
 def on_support(given, hidden, head, ids, weights, has_bucket):
     """`forward_kl`, `reverse_kl` or `jsd`."""
     logits = logits_of(hidden, head)

@@ -12,13 +12,14 @@ from dense_losses import (
     entries_drawn,
     gradients,
     inputs_of,
+    is_certain,
     logits_of,
     on_support,
     stage1_loss,
     targets_of,
 )
 from forked import ended, fork
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -76,6 +77,8 @@ heads = st.fixed_dictionaries(
 def test_scaled_and_capped_logits(name, shape, head, seed, chunk):
     inputs = inputs_of(**shape, seed=seed)
     chosen = Head(*inputs[1:], **head)
+    if name == "stage 1, spans":
+        assume(not is_certain(logits_of(inputs[0], chosen), targets_of(FORMS["spans"], **shape, seed=seed)))
     ours, dense = both(name, shape, seed, chunk)
     assert_same(ours(inputs[0], chosen), dense(inputs[0], chosen), inputs)
 
