@@ -180,13 +180,14 @@ def in_memory(tasks: "Sequence[Task]") -> "Iterator[tuple[Task, MergedDeltas]]":
     """The merged deltas of all tasks: as many at once as `engine.memory` holds, for which the inputs are read once."""
     from fusion.config.sizes import num_bytes
     from fusion.merging import merge_deltas_together
+    from fusion.merging.adapter import open_target
     from fusion.merging.checkpoint import open_checkpoint
 
     if not tasks:
         return
     inputs, engine = tasks[0].inputs, tasks[0].config.engine
     base = open_checkpoint(inputs.base) if inputs.base else None
-    targets = [open_checkpoint(target.path) for target in inputs.targets]
+    targets = [open_target(target.path, base) for target in inputs.targets]
     size = sum(DELTA_BYTES * spec.num_elements for spec in targets[0].specs.values())
     at_once = max(1, num_bytes(engine.memory) // size)
     for first in range(0, len(tasks), at_once):

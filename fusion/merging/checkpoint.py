@@ -8,21 +8,26 @@ from pathlib import Path, PurePosixPath
 from torch import Tensor
 
 from fusion.config import UserError, raise_problems
-from fusion.merging.tensor_file import TensorFile, TensorSpec, open_tensor_file
+from fusion.merging.tensor_file import TensorFile, TensorHome, TensorSpec, open_tensor_file
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONFIG_FILE = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint(Mapping[str, Tensor]):
-    """The weights of a model folder. `config` is its `config.json`, empty when it has none."""
+    """The weights of a model folder. `config` is its `config.json`, empty when it has none.
+
+    `index`: the file that says which weights there are, where the folder has one. An adapter's is its settings.
+    """
 
     folder: Path
     files: tuple[TensorFile, ...]
-    homes: Mapping[str, TensorFile]
+    homes: Mapping[str, TensorHome]
     config: Mapping[str, object]
     index: Path | None
 
@@ -48,6 +53,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
+    if is_adapter(folder):
+        raise UserError(f"{folder}: an adapter, not a model: it can be a target, with its model as the base")
     shard_names, index = _shard_names(folder)
     files, problems = [], []
     for name in shard_names:
@@ -56,10 +63,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         except (UserError, OSError) as error:
             problems += error.problems if isinstance(error, UserError) else [str(error)]
     raise_problems(problems)
-    homes = {name: file for file in files for name in file.specs}
+    homes: dict[str, TensorHome] = {name: file for file in files for name in file.specs}
     if index:
         raise_problems(_index_problems(folder / INDEX_FILE, index, files))
     return Checkpoint(folder, tuple(files), homes, _config(folder), folder / INDEX_FILE if index else None)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter of peft, and no model."""
+    has_weights = (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file()
+    return (folder / ADAPTER_CONFIG).is_file() and not has_weights
 
 
 def _shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from fusion.cache import code_version, fingerprint
 from fusion.config import UserError, raise_problems
 from fusion.config.schema import EngineConfig
-from fusion.merging.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from fusion.merging.adapter import open_target
+from fusion.merging.checkpoint import CONFIG_FILE, Checkpoint, is_adapter, open_checkpoint
 from fusion.merging.digests import Digests, Stamp
 from fusion.merging.evidence import Evidence
 from fusion.merging.manifest import HashedFolder, write_manifest
@@ -52,6 +53,8 @@ def merge_folders(
     **parameters: object,
 ) -> MergeReport:
     """Merge Hugging Face model folders into a new one at `out`; parameters as in `merge_state_dicts`.
+
+    A target may be a LoRA adapter of the base (a folder of peft), whose weights are computed while they are read.
 
     `out` gets the base's (without base: the first target's) layout of weight files, config, tokeniser, chat template
     and generation config, and a `manifest.json` that `python -m fusion.merging.verify` checks. It appears, complete
@@ -176,10 +179,13 @@ def _visible_files(working: Path) -> list[Path]:
 
 def _open_inputs(base: Path | None, targets: Sequence[Path], problems: list[str]) -> dict[str, Checkpoint]:
     """The readable inputs by their roles; what is wrong with the others goes to `problems`."""
-    opened = {}
-    for role, folder in input_roles(base, targets).items():
+    opened: dict[str, Checkpoint] = {}
+    for role, folder in input_roles(base and Path(base), [Path(target) for target in targets]).items():
         try:
-            opened[role] = open_checkpoint(Path(folder))
+            if role == "base":
+                opened[role] = open_checkpoint(folder)
+            elif base is None or "base" in opened or not is_adapter(folder):
+                opened[role] = open_target(folder, opened.get("base"))
         except UserError as error:
             problems += [f"{role}: {problem}" for problem in error.problems]
     return opened

@@ -105,15 +105,24 @@ def _models(config: Mapping[str, Any], imported: Imported) -> list[tuple[str, Ma
     if not isinstance(listed, list) or not all(isinstance(one, dict) and "model" in one for one in listed):
         imported.problems.append("models: must list mappings with `model`, and `parameters` where there are any")
         return []
-    models = [(one["model"], one.get("parameters") or {}) for one in listed]
-    for model in [*(name for name, _ in models), config.get("base_model")]:
-        if not isinstance(model, str | None):
+    base = config.get("base_model")
+    models = []
+    for one in [*listed, *([{"model": base}] if base else [])]:
+        model = one["model"]
+        if not isinstance(model, str):
             imported.problems.append(f"model {model!r}: must be the path of a folder")
-        elif model and "+" in model:
-            imported.problems.append(f"model {model}: an adapter on a model: merge it into its model first")
-        elif model and not Path(model).is_dir():
-            imported.notes.append(f"{model} is no folder here: fetch the model, and give its folder")
-    return [(str(name), parameters) for name, parameters in models]
+            continue
+        under, _, adapter = model.partition("+")
+        if adapter and (model == base or under != base):
+            imported.problems.append(
+                f"model {model}: an adapter of another model than the base: merge it into it first"
+            )
+        path = adapter or under
+        if not Path(path).is_dir():
+            imported.notes.append(f"{path} is no folder here: fetch it, and give its folder")
+        models.append((path, one.get("parameters") or {}))
+    imported.notes = list(dict.fromkeys(imported.notes))
+    return models[: len(listed)]
 
 
 def _fill(

@@ -18,7 +18,7 @@ from fusion.merging.checkpoint import Checkpoint
 from fusion.merging.deltas import Loaded, Run, block_length
 from fusion.merging.plan import MergePlan, State, input_labels
 from fusion.merging.statistics import WATCH_EVERY, BlockStatistics
-from fusion.merging.tensor_file import TensorFile
+from fusion.merging.tensor_file import TensorHome
 
 CPU = torch.device("cpu")
 
@@ -46,7 +46,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class FileReader:
-    file: TensorFile
+    file: TensorHome
     name: str
 
     def read(self, start: int, into_N: Tensor) -> None:

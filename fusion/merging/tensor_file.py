@@ -6,10 +6,11 @@ Format: https://huggingface.co/docs/safetensors - 8 bytes header length, the hea
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from torch import Tensor
@@ -52,6 +53,24 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+
+class TensorHome(Protocol):
+    """Where a tensor is read: a file of safetensors, or something computed from some."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+    def read_span(self, name: str, start: int, into_N: Tensor) -> None: ...
+
+    def end(self, name: str) -> int:
+        """Offset in the file at `path` up to which the tensor has it read from the beginning."""
+        ...
 
 
 @dataclass(frozen=True)

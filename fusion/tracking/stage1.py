@@ -90,7 +90,7 @@ def named_runs(folders: Sequence[str]) -> list[TargetRun | Path]:
             problem = _run_problem(folder, result)
             found += [] if problem else [TargetRun(folder, result)]
             problems += [f"targets[{place}]={folder}: {problem}"] if problem else []
-        elif (folder / "config.json").is_file():
+        elif any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             found.append(folder)
         elif below := sorted((run for run in finished_runs(folder) if not run.is_baseline), key=_folder_name):
             found += below

@@ -151,6 +151,13 @@ def test_all_problems_come_together():
     assert "takes 2 targets, got 3" in of_method("slerp", "{t: 1}", "a: {}, b: {}").problems[0]
 
 
+def test_an_adapter_of_the_base_is_a_target():
+    found = of_method("task_arithmetic", models="p+x/lora: {weight: 1}, b: {weight: 2}")
+    assert not found.problems
+    assert (found.targets, found.parameters["weight"]) == (["x/lora", "b"], [1, 2])
+    assert "another model than the base" in of_method("linear", "{weight: 1}", "q+x: {}").problems[0]
+
+
 def test_slices_are_refused():
     problems = problems_of("""
         merge_method: passthrough
