@@ -35,3 +35,25 @@ class EstimateConfig:
     """Bytes per second, such as 2GiB, that the disk reads and writes, for the hours of a merge."""
     probe: bool = False
     """plan=true: measure matrix products (train.py) or the disk (merge.py) for a second, for the hours."""
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    name: str = "csv"
+    """csv, tensorboard, wandb or none."""
+    project: str = "fusion"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user."""
+    group: str | None = None
+    """W&B group; a sweep's own name when left out."""
+    offline: bool = True
+    """W&B: record locally; the line that uploads it is printed at the end."""
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    cache: str = "cache"
+    """Content-addressed results of finished stages, shared by all runs."""
+    runs: str = "runs"
+    """Where the folders of jobs go."""

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fusion.cache import fingerprint
-from fusion.config.machine import EngineConfig, EstimateConfig
+from fusion.config.machine import EngineConfig, EstimateConfig, LoggerConfig, PathsConfig
 from fusion.config.shape import ShapeConfig
 from fusion.config.world import WorldConfig
 
@@ -268,28 +268,6 @@ class EvaluationConfig:
     """`skills` scores test dialogues by exact match and held-out dialogues by NLL per byte; `none` scores nothing."""
     batch_tokens: int = 8192
     """Tokens per forward pass, padding included."""
-
-
-@dataclass(frozen=True)
-class LoggerConfig:
-    name: str = "csv"
-    """csv, tensorboard, wandb or none."""
-    project: str = "fusion"
-    """W&B project."""
-    entity: str | None = None
-    """W&B team or user."""
-    group: str | None = None
-    """W&B group; a sweep's own name when left out."""
-    offline: bool = True
-    """W&B: record locally; the line that uploads it is printed at the end."""
-
-
-@dataclass(frozen=True)
-class PathsConfig:
-    cache: str = "cache"
-    """Content-addressed results of finished stages, shared by all runs."""
-    runs: str = "runs"
-    """Where the folders of jobs go."""
 
 
 @dataclass(frozen=True)
