@@ -200,7 +200,7 @@ def test_a_fused_sweep_needs_one_process(command):
     together = []
     code, ran, complained = command("merge", *words, together=together.append)
     assert (code, ran, together) == (2, [], [])
-    assert "jobs in processes of their own cannot share a pass; leave hydra/launcher out" in complained
+    assert "jobs in processes of their own cannot share a pass; leave launcher out" in complained
 
 
 def test_a_single_job_is_never_fused(command):
