@@ -3,7 +3,7 @@
     python -m venv mergekit-venv && mergekit-venv/bin/pip install -r experiments/benchmarks/mergekit.txt
     python experiments/benchmarks/merging.py --mergekit mergekit-venv/bin/python --work FOLDER
 
-`FOLDER` takes 6 GB, with `--large` 40 GB. Both programs merge a base and five targets in bfloat16, made of seeds, from
+`FOLDER` takes 7 GB, with `--sizes 3B` 32 GB more. Both programs merge a base and five targets in bfloat16, made of seeds, from
 a warm page cache, in turn, `--rounds` times; the shortest run of each counts. mergekit writes asynchronously with two
 threads, which is its quickest way here, and computes in bfloat16 (its quickest) and in float32 (as we do). Our merges
 run as `engine.checksums=false`, the same work, and once more with checksums.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import RESULTS, Row, parser, report, seconds
-from merge_models import LARGE, SMALL, TINY, Shape, make_models
+from merge_models import LARGE, SMALL, TINY, make_models
 from merge_reference import Error, errors
 from merge_runs import Inputs, Run, mergekit, ours
 
@@ -40,6 +40,8 @@ CHECKED = (
     "model.layers.11.mlp.up_proj.weight",
     "model.norm.weight",
 )
+MODELS = f"base and {NUM_TARGETS} targets, {SMALL.num_elements:,} parameters each, bfloat16"
+SHAPES = {"0.1B": TINY, "0.4B": SMALL, "3B": LARGE}
 DTYPES = ("bfloat16", "float32")
 """What mergekit computes in."""
 
@@ -100,9 +102,10 @@ def _copy(source: Path, copied: Path, flush: bool) -> None:
             os.fsync(file.fileno())
 
 
-def memory(work: Path, sizes: Sequence[tuple[str, Shape]], methods: Sequence[str]) -> Iterator[tuple[str, dict]]:
+def memory(work: Path, sizes: Sequence[str], methods: Sequence[str]) -> Iterator[tuple[str, dict]]:
     """Merges of a base and three targets of growing size."""
-    for name, shape in sizes:
+    for name in sizes:
+        shape = SHAPES[name]
         base, targets = make_models(work / name, shape, 3)
         for method in methods:
             run = ours(Inputs(base, targets, work), method, METHODS[method], threads=THREADS)
@@ -126,25 +129,27 @@ def main() -> None:
     options.add_argument(
         "--work", type=Path, required=True, help="folder for models and outputs, kept for the next run"
     )
-    options.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    options.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    options.add_argument(
+        "--sizes", nargs="*", choices=SHAPES, default=["0.1B", "0.4B"], help="memory is measured of these"
+    )
     options.add_argument("--rounds", type=int, default=2)
-    options.add_argument("--large", action="store_true", help="also merge four models of three billion parameters")
     given = options.parse_args()
-    base, targets = make_models(given.work / "0.4B", SMALL, NUM_TARGETS)
-    inputs = Inputs(base, targets, given.work)
-    warm(inputs)
-    facts: dict[str, Any] = {"models": f"base and {NUM_TARGETS} targets, {SMALL.num_elements:,} parameters, bfloat16"}
-    facts["copy_gb_s_before"], rows = copies(inputs), []
-    for method in given.methods:
-        own, facts[method] = compare(inputs, method, given.mergekit, given.rounds)
-        rows += own
-    facts["copy_gb_s_after"] = copies(inputs)
-    sizes = [("0.1B", TINY), ("0.4B", SMALL)] + ([("3B", LARGE)] if given.large else [])
-    for name, found in memory(given.work, sizes, ("linear", "ties")):
-        facts[f"memory of {name}"] = found
-        rows.append(Row(f"{name}: own memory", None, found["own_memory_gib"], "GiB"))
-        rows.append(Row(f"{name}: speed", None, found["speed_gb_s"], "GB/s"))
-    report("Merging against mergekit 0.1.5", rows, given.out or RESULTS / "merging.json", **facts)
+    out = given.out or RESULTS / "merging.json"
+    if given.methods:
+        base, targets = make_models(given.work / "0.4B", SMALL, NUM_TARGETS)
+        inputs = Inputs(base, targets, given.work)
+    for method in given.methods:  # a file for each: the slow ones take minutes
+        warm(inputs)
+        before = copies(inputs)
+        rows, facts = compare(inputs, method, given.mergekit, given.rounds)
+        copied = {"copy_gb_s": {"before": before, "after": copies(inputs)}, "models": MODELS}
+        report(f"Merging by {method}", rows, out.with_stem(f"{out.stem}_{method}"), **copied, **facts)
+    if given.sizes:
+        found = dict(memory(given.work, given.sizes, ("linear", "ties")))
+        rows = [Row(f"{name}: own memory", None, one["own_memory_gib"], "GiB") for name, one in found.items()]
+        rows += [Row(f"{name}: speed", None, one["speed_gb_s"], "GB/s") for name, one in found.items()]
+        report("Memory of a merge by size", rows, out.with_stem(f"{out.stem}_memory"), merges=found)
 
 
 def warm(inputs: Inputs) -> None:
