@@ -17,7 +17,7 @@ def run(config: EvaluateConfig, job: Job) -> None:
 
     from fusion.cache import code_version, fingerprint
     from fusion.evaluation.entries import find_entries
-    from fusion.evaluation.output import report, write_evaluation
+    from fusion.evaluation.output import write_evaluation
     from fusion.evaluation.run import Workshop, evaluate
     from fusion.tracking.record import RunRecord
 
@@ -30,7 +30,7 @@ def run(config: EvaluateConfig, job: Job) -> None:
         scorers = evaluate(config, entries, shop, lambda line: print(line, flush=True))
         record.lap("score")
         pages = write_evaluation(job.folder, scorers)
-        print(report(scorers))
+        print(pages[0].read_text("utf-8"))
         spent = shop.judge.ledger.to_json(config.judge) if shop.judge else None
         result = {"scores": "scores.json", "items": "items.jsonl", "judge": spent}
         record.finish(

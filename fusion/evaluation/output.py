@@ -12,6 +12,7 @@ from fusion.cache import write_json, write_text
 from fusion.evaluation.sheet import ScoreSheet, item_rows
 from fusion.evaluation.significance import all_pairs, markdown
 
+TABLES = "evaluation.md"
 PAGE = "answers.html.j2"
 
 
@@ -21,15 +22,17 @@ def write_evaluation(folder: Path, scorers: Sequence[Sequence[ScoreSheet]]) -> l
     Returns the paths to show: tables, and the page where there are answers.
     """
     sheets = [sheet for group in scorers for sheet in group]
-    write_text(folder / "evaluation.md", report(scorers))
+    pairs = [all_pairs(group) for group in scorers]
+    tables = (markdown(group, found) for group, found in zip(scorers, pairs, strict=True))
+    write_text(folder / TABLES, "\n".join(["# Evaluation\n", *tables]))
     write_json(
         folder / "scores.json",
         {
             group[0].scorer: {
                 "models": [sheet.to_json() for sheet in group],
-                "pairs": [one.to_json() for one in all_pairs(group)],
+                "pairs": [one.to_json() for one in found],
             }
-            for group in scorers
+            for group, found in zip(scorers, pairs, strict=True)
         },
     )
     _write_lines(folder / "items.jsonl", item_rows(sheets))
@@ -38,14 +41,9 @@ def write_evaluation(folder: Path, scorers: Sequence[Sequence[ScoreSheet]]) -> l
             _write_lines(folder / _file_name(model) / f"{name}.jsonl", lines)
     questions = _side_by_side(sheets)
     if not questions:
-        return [folder / "evaluation.md"]
+        return [folder / TABLES]
     write_text(folder / "answers.html", _page(questions))
-    return [folder / "evaluation.md", folder / "answers.html"]
-
-
-def report(scorers: Sequence[Sequence[ScoreSheet]]) -> str:
-    """All tables in Markdown."""
-    return "\n".join(["# Evaluation\n", *(markdown(group) for group in scorers)])
+    return [folder / TABLES, folder / "answers.html"]
 
 
 def _records(sheets: Iterable[ScoreSheet]) -> dict[str, list[Mapping[str, Any]]]:

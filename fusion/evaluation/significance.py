@@ -65,12 +65,11 @@ def _corrected(contrasts: Iterable[Contrast | None]) -> list[Contrast]:
     return [replace(one, adjusted=p) for one, p in zip(found, adjusted, strict=True)]
 
 
-def markdown(sheets: Sequence[ScoreSheet]) -> str:
-    """Scores and pairs of one scorer as Markdown; the first sheet is the reference of the marks."""
+def markdown(sheets: Sequence[ScoreSheet], pairs: Sequence[Contrast]) -> str:
+    """Scores of one scorer and its `all_pairs` as Markdown; the first sheet is the reference of the marks."""
     reference, *others = sheets
     marks = {(one.first, one.category): one.mark for one in against(reference, others)}
     parts = [f"## {reference.scorer}", _scores_table(sheets, marks)]
-    pairs = all_pairs(sheets)
     if pairs:
         parts += [_pairs_table(pairs, reference.factor), _reading(reference, pairs)]
     notes = dict.fromkeys(note for sheet in sheets for note in (*sheet.notes, *_excluded(sheet)))

@@ -158,11 +158,42 @@ def _by_resampling(one: Sample, seed: int, num_draws: int) -> Result:
     values_I, categories_I, weights_I = one.values[0], one.categories[0], one.weights[0]
     rng = np.random.default_rng(seed)
     means_N = bootstrap_means(values_I, categories_I, weights_I, rng, num_draws)
-    low, high = np.quantile(means_N, [LEVEL / 2, 1 - LEVEL / 2])
-    added_I = _contributions(values_I, categories_I, weights_I)
+    level_I = levelled(values_I, categories_I, weights_I)
+    added_I = _contributions(level_I, categories_I, weights_I)
     p_value = float(permutation_p_values(added_I[None], rng, num_draws)[0])
-    error = float(means_N.std(ddof=1))
-    return Result(one.mean, (float(low), float(high)), p_value, error, math.inf, one.num_items, 1)
+    freedom = max(1, len(values_I) - len(np.unique(categories_I)))
+    interval = bootstrap_interval(means_N, one.mean, freedom)
+    return Result(one.mean, interval, p_value, float(means_N.std(ddof=1)), math.inf, one.num_items, 1)
+
+
+def bootstrap_interval(means_N: np.ndarray, mean: float, freedom: float) -> Interval:
+    """The middle 95% of `means_N`, stretched about `mean` as Student's t is wider than a normal distribution."""
+    low, high = np.quantile(means_N, [LEVEL / 2, 1 - LEVEL / 2])
+    stretch = _quantile(1 - LEVEL / 2, freedom) / _quantile(1 - LEVEL / 2, math.inf)
+    return mean + stretch * (float(low) - mean), mean + stretch * (float(high) - mean)
+
+
+def levelled(values_I: np.ndarray, categories_I: np.ndarray, weights_I: np.ndarray) -> np.ndarray:
+    """Values with the mean of every category moved to the common mean: float64 [I].
+
+    Two models may be equally good on average and very different in each category; flipping signs of such differences
+    would test whether they are alike in every category. Deviations are widened as in `bootstrap_means`.
+    """
+    mean = float(_contributions(values_I, categories_I, weights_I).sum())
+    level_I = values_I.copy()
+    if len(np.unique(categories_I)) == 1:
+        return level_I
+    for name in np.unique(categories_I):
+        chosen_I = categories_I == name
+        values, weights = values_I[chosen_I], weights_I[chosen_I]
+        level_I[chosen_I] = mean + _widening(weights) * (values - np.average(values, weights=weights))
+    return level_I
+
+
+def _widening(weights_I: np.ndarray) -> float:
+    """sqrt(n / (n - 1)) for as many items as the weights are worth: deviations from one's own mean are too small."""
+    worth = float(weights_I.sum() ** 2 / (weights_I**2).sum())
+    return math.sqrt(worth / (worth - 1)) if worth > 1 + 1e-9 else 1.0
 
 
 def bootstrap_means(
@@ -170,7 +201,7 @@ def bootstrap_means(
 ) -> np.ndarray:
     """Means of `num_draws` samples of items, drawn with replacement within categories: float64 [N].
 
-    Deviations are widened by sqrt(n / (n - 1)) of each category, without which small categories look too sure.
+    Deviations are widened, without which small categories look too sure.
     """
     means_N = np.zeros(num_draws)
     names = np.unique(categories_I)
@@ -180,10 +211,9 @@ def bootstrap_means(
         centre, num = float(np.average(values, weights=weights)), len(values)
         for start in range(0, num_draws, DRAWS_AT_ONCE):
             size = min(DRAWS_AT_ONCE, num_draws - start)
-            times_NI = rng.multinomial(num, np.full(num, 1 / num), size=size)
-            drawn_N = times_NI @ (weights * values) / (times_NI @ weights)
-            wide = math.sqrt(num / (num - 1)) if num > 1 else 1.0
-            means_N[start : start + size] += (centre + wide * (drawn_N - centre)) / len(names)
+            chosen_NI = rng.integers(0, num, size=(size, num))
+            drawn_N = (weights * values)[chosen_NI].sum(1) / weights[chosen_NI].sum(1)
+            means_N[start : start + size] += (centre + _widening(weights) * (drawn_N - centre)) / len(names)
     return means_N
 
 

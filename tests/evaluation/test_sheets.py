@@ -84,7 +84,7 @@ def test_only_significant_differences_are_marked():
         "c": "▲",
         "d": "▼",
     }
-    text = markdown(sheets)
+    text = markdown(sheets, all_pairs(sheets))
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("|")}
     assert "▲" in rows["c"]
     assert not {"▲", "▼"} & set(rows["b"])
@@ -101,7 +101,7 @@ def test_less_is_better_for_losses():
 
 def test_what_is_left_out_is_told():
     sheets = [sheet("a", [1, 2, None]), sheet("b", [2, 1, 3], notes=("not comparable",))]
-    text = markdown(sheets)
+    text = markdown(sheets, all_pairs(sheets))
     assert "a: 1 of 3 items have no score and are left out." in text
     assert "- not comparable" in text
     assert [row["score"] for row in item_rows(sheets[:1])] == [1, 2, None]

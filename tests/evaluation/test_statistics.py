@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from fusion.evaluation.statistics import (
+    bootstrap_interval,
     bootstrap_means,
     detectable_effect,
     holm,
     items_needed,
+    levelled,
     measure,
     permutation_p_values,
     sample,
@@ -37,6 +39,29 @@ def test_permutation_test_is_wrong_in_five_percent(kind):
     assert 0.04 <= (p_values < 0.05).mean() <= 0.06
 
 
+def test_models_of_other_strengths_and_one_average():
+    """One model is far better in half of the categories and as much worse in the others: no difference on average."""
+    rng = np.random.default_rng(9)
+    effects = np.where(NAMES % 2, 0.9, -0.9)
+    groups, weights = NAMES.astype(int), np.ones(90)
+    level = [levelled(effects + rng.normal(0, 0.4, 90), groups, weights) / 90 for _ in range(REPETITIONS)]
+    assert 0.04 <= (permutation_p_values(np.stack(level), rng, 500) < 0.05).mean() <= 0.06
+    better = [levelled(effects + 0.2 + rng.normal(0, 0.4, 90), groups, weights) / 90 for _ in range(200)]
+    assert (permutation_p_values(np.stack(better), rng, 500) < 0.05).mean() > 0.95
+
+
+def test_interval_and_p_value_agree():
+    """The interval leaves 0 out when the test finds a difference, and else not, but for draws."""
+    rng = np.random.default_rng(10)
+    effects = np.where(NAMES % 2, 0.9, -0.9)
+    found = [measure(sample([effects + 0.1 + rng.normal(0, 0.4, 90)], [NAMES]), num_draws=500) for _ in range(300)]
+    outside = [one for one in found if not one.interval[0] <= 0 <= one.interval[1]]
+    inside = [one for one in found if one.interval[0] <= 0 <= one.interval[1]]
+    assert min(len(outside), len(inside)) > 50
+    assert max(one.p_value for one in outside) < 0.15
+    assert min(one.p_value for one in inside) > 0.01
+
+
 def test_permutation_test_finds_what_it_should_find():
     """With a true difference as large as the detectable effect, four of five repetitions are significant."""
     rng = np.random.default_rng(2)
@@ -50,9 +75,10 @@ def test_bootstrap_intervals_hold_the_truth(kind):
     rng = np.random.default_rng(3)
     weights = rng.uniform(0.5, 2, 90)
     hits = []
-    for _ in range(1000):
-        means = bootstrap_means(drawn(rng, 90, kind), NAMES, weights, rng, 400)
-        low, high = np.quantile(means, [0.025, 0.975])
+    for _ in range(2000):
+        values = drawn(rng, 90, kind)
+        mean = sample([values], [NAMES], [weights]).mean
+        low, high = bootstrap_interval(bootstrap_means(values, NAMES, weights, rng, 1000), mean, 84)
         hits.append(low <= 0 <= high)
     assert 0.93 <= np.mean(hits) <= 0.97
 
