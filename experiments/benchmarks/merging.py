@@ -3,10 +3,10 @@
     python -m venv mergekit-venv && mergekit-venv/bin/pip install -r experiments/benchmarks/mergekit.txt
     python experiments/benchmarks/merging.py --mergekit mergekit-venv/bin/python --work FOLDER
 
-`FOLDER` takes 7 GB, with `--sizes 3B` 32 GB more. Both programs merge a base and five targets in bfloat16, made of seeds, from
-a warm page cache, in turn, `--rounds` times; the shortest run of each counts. mergekit writes asynchronously with two
-threads, which is its quickest way here, and computes in bfloat16 (its quickest) and in float32 (as we do). Our merges
-run as `engine.checksums=false`, the same work, and once more with checksums.
+`FOLDER` takes 7 GB, with `--sizes 3B` 32 GB more. Both programs merge a base and five targets in bfloat16, made of
+seeds, from a warm page cache, in turn, `--rounds` times; the shortest run of each counts. mergekit writes
+asynchronously with two threads, which is its quickest way here, and computes in bfloat16 (its quickest) and in float32
+(as we do). Our merges run as `engine.checksums=false`, the same work, and once more with checksums.
 """
 
 import os

@@ -37,6 +37,8 @@ class Block:
     """Elements of the tensor's last dimension (1 for a scalar)."""
     notes: dict[str, Counts] | None = None
     """Where `note` writes to; None when nobody looks at this block."""
+    origin_N: Tensor | None = None
+    """The base's elements, float32 or better; None without a base."""
 
     @property
     def num_elements(self) -> int:
@@ -44,7 +46,7 @@ class Block:
 
     @property
     def rows_JRC(self) -> Tensor:
-        """The deltas by rows. Blocks hold whole rows unless rows are longer than a million elements."""
+        """The deltas by rows, for tensors that are not cut within them (`TensorDeltas.has_whole_rows`)."""
         return self.deltas_JN.unflatten(1, (-1, self.row_length))
 
     def note(self, name: str, counts: Callable[[], Counts]) -> None:
@@ -159,9 +161,24 @@ class TensorDeltas(Passes):
     def span(self, start: int) -> tuple[int, int]:
         return start, min(start + self.starts.step, self.num_elements)
 
-    def block(self, start: int, operands_JN: Tensor, notes: dict[str, Counts] | None = None) -> Block:
-        row_length = self.shape[-1] if self.shape else 1
-        return Block(operands_JN, start, self.position + start, row_length, notes)
+    @property
+    def row_length(self) -> int:
+        """Elements of the last dimension (1 for a scalar)."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def has_whole_rows(self) -> bool:
+        """Whether no block ends within a row. Long vectors are cut, and rows beyond a million elements."""
+        return len(self.starts) == 1 or self.starts.step % self.row_length == 0
+
+    def block(
+        self,
+        start: int,
+        operands_JN: Tensor,
+        notes: dict[str, Counts] | None = None,
+        origin_N: Tensor | None = None,
+    ) -> Block:
+        return Block(operands_JN, start, self.position + start, self.row_length, notes, origin_N)
 
     def map(self, function: Callable[[Block], Result]) -> list[Result]:
         self.operands.keep()
@@ -185,7 +202,8 @@ class TensorDeltas(Passes):
         return self.operands.whole(self.run).reshape(self.num_targets, *self.shape)
 
     def _load(self, start: int) -> Block:
-        return self.block(start, self.operands.load(*self.span(start)).operands_JN)
+        origin_N, operands_JN = self.operands.load(*self.span(start))
+        return self.block(start, operands_JN, origin_N=origin_N)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusion.merging.deltas import Block, TensorDeltas
 from fusion.merging.random_mask import random_keep, random_shares
+from fusion.merging.ranking import relative_ranks
 
 Rescale = Literal["density", "l1"]
 Dropped = Callable[[Block], Tensor]
@@ -41,14 +42,14 @@ def drop_and_rescale(deltas: TensorDeltas, densities_J: Tensor, rescale: Rescale
 def drop_by_rank(deltas: TensorDeltas, densities_J: Tensor, epsilon: float, rescale: Rescale) -> Dropped:
     """Each delta kept with a probability that rises with its rank in its row, density - epsilon to density + epsilon.
 
-    A density of 1 keeps everything. A tensor without rows is one row, and rows beyond a million elements are ranked
-    block by block. Of equal magnitudes the first one has the lower rank. `rescale` as in `drop_and_rescale`, where
-    "density" divides every element by its own probability.
+    A density of 1 keeps everything, and a vector is one row. `rescale` as in `drop_and_rescale`, where "density"
+    divides every element by its own probability.
     """
+    ranks = relative_ranks(deltas)
 
     def chances(block: Block) -> Tensor:
         widths_J = torch.where(densities_J < 1, epsilon, 0.0)
-        ranks_JN = _relative_ranks(block, deltas.shape).double()
+        ranks_JN = ranks(block)
         return (densities_J - widths_J)[:, None].to(ranks_JN) + 2 * widths_J[:, None].to(ranks_JN) * ranks_JN
 
     def kept(block: Block, chances_JN: Tensor) -> Tensor:
@@ -65,17 +66,6 @@ def drop_by_rank(deltas: TensorDeltas, densities_J: Tensor, epsilon: float, resc
         return kept(block, chances_JN).div_(chances_JN)
 
     return scaled if rescale == "density" else _with_l1_of(deltas, lambda block: kept(block, chances(block)))
-
-
-def _relative_ranks(block: Block, shape: tuple[int, ...]) -> Tensor:
-    """0 for the smallest magnitude of a row, 1 for the largest, float32 [J, N]; 0.5 in rows of one element."""
-    length = block.row_length if len(shape) > 1 and block.num_elements % block.row_length == 0 else block.num_elements
-    rows_JRC = block.deltas_JN.abs().unflatten(1, (-1, length))
-    order_JRC = rows_JRC.argsort(dim=-1, stable=True)
-    places_C = torch.arange(length, device=rows_JRC.device)
-    ranks_JRC = torch.empty_like(order_JRC).scatter_(-1, order_JRC, places_C.expand_as(order_JRC))
-    relative_JRC = ranks_JRC / (length - 1) if length > 1 else torch.full_like(rows_JRC, 0.5)
-    return relative_JRC.flatten(1)
 
 
 def _with_l1_of(deltas: TensorDeltas, kept: Dropped) -> Dropped:

@@ -59,7 +59,7 @@ class Merge:
         def finish(start: int) -> dict[str, Counts]:
             notes: dict[str, Counts] = {}
             origin_N, operands_JN = operands.load(*deltas.span(start))
-            block = deltas.block(start, operands_JN, notes if operands.watched(start) else None)
+            block = deltas.block(start, operands_JN, notes if operands.watched(start) else None, origin_N)
             delta_N = self._delta(merged, block, origin_N)
             try:
                 self.sink.write(name, start, origin_N, delta_N)

@@ -96,16 +96,29 @@ def count_keys(passes: Passes, keys: Keys, num_keys: int) -> KeyCounts:
 def largest(passes: Passes, counted: KeyCounts, counts: Sequence[int]) -> Selected:
     """The `counts[k]` largest elements of each key (all, if there are fewer); of equal ones, those of lowest index."""
     counts = [min(count, all_) for count, all_ in zip(counts, counted.num_elements, strict=True)]
-    uppers, wanted = _find(counted.counts_KH, counts)
-    lower_counts_KH = passes.tally((len(uppers), HALF), partial(_count_lower, counted.keys, uppers))
-    lowers, wanted = _find(lower_counts_KH, wanted)
-    patterns = [(upper << 16 | lower) - (HALF - 1) for upper, lower in zip(uppers, lowers, strict=True)]
-    levels_K = torch.tensor(patterns, dtype=torch.int32).view(torch.float32)
-    ties = [int(counts_H[lower]) for counts_H, lower in zip(lower_counts_KH, lowers, strict=True)]
+    levels_K, wanted, ties = _levels(passes, counted, counts)
     found = [Threshold(level, math.inf, 0) for level in levels_K.tolist()]
     if any(0 < count < tied for count, tied in zip(wanted, ties, strict=True)):
         found = _cut_ties(passes, counted.keys, levels_K, wanted)
     return Selected(tuple(NOTHING if count <= 0 else one for one, count in zip(found, counts, strict=True)))
+
+
+def order_statistics(passes: Passes, key: Keys, ranks: Sequence[int]) -> list[float]:
+    """The elements of one key ([1, N] of a block) that have the given ranks, 0 for the smallest."""
+    counted = count_keys(passes, key, 1)
+    num_elements, num_ranks = counted.num_elements[0], len(ranks)
+    repeated = KeyCounts(lambda block: key(block).expand(num_ranks, -1), counted.counts_KH.expand(num_ranks, -1))
+    return _levels(passes, repeated, [num_elements - rank for rank in ranks])[0].tolist()
+
+
+def _levels(passes: Passes, counted: KeyCounts, counts: Sequence[int]) -> tuple[Tensor, list[int], list[int]]:
+    """The second pass: the smallest of the `counts[k]` largest [K], how many equal ones are wanted, and are there."""
+    uppers, wanted = _find(counted.counts_KH, counts)
+    lower_counts_KH = passes.tally((len(uppers), HALF), partial(_count_lower, counted.keys, uppers))
+    lowers, wanted = _find(lower_counts_KH, wanted)
+    patterns = [(upper << 16 | lower) - (HALF - 1) for upper, lower in zip(uppers, lowers, strict=True)]
+    ties = [int(counts_H[lower]) for counts_H, lower in zip(lower_counts_KH, lowers, strict=True)]
+    return torch.tensor(patterns, dtype=torch.int32).view(torch.float32), wanted, ties
 
 
 def _patterns(keys_KN: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ import torch
 from merge_inputs import DATA_FREE, make_family, width
 
 from fusion.config import UserError
-from fusion.config.schema import EngineConfig
 from fusion.merging import merge_deltas, merge_state_dicts
 
 
@@ -144,22 +143,3 @@ def test_the_report() -> None:
     assert report.bytes_read == 3 * 4 * sum(sizes.values())
     assert report.parameters == {"unit": "matrix"}
     assert '"mean_coefficients"' in report.to_json()
-
-
-@pytest.mark.parametrize("name", DATA_FREE)
-def test_neither_threads_nor_memory_change_a_bit(name: str) -> None:
-    """A tensor of many blocks, and one of a few; little memory, so that nothing can be kept between passes."""
-    generator = torch.Generator().manual_seed(0)
-    base = {"w": torch.randn(300, 1001, generator=generator), "b": torch.randn(50, generator=generator)}
-    targets = [
-        {one: tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for one, tensor in base.items()}
-        for _ in range(width(name, 2))
-    ]
-    before, results = torch.get_num_threads(), []
-    for num_threads, memory in ((1, "2GiB"), (2, "2GiB"), (2, "64MiB")):
-        torch.set_num_threads(num_threads)
-        engine = EngineConfig(threads=num_threads, memory=memory)
-        results.append(merge_state_dicts(name, base, targets, scale=1.3, engine=engine))
-    torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(results[0][one], other[one]) for one in base)

@@ -1,11 +1,11 @@
-"""What must hold for the methods, whatever the numbers."""
+"""Methods by hand, and what they are made of; what holds for all of them is in test_merge_properties.py."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merge_inputs import DATA_FREE, Merged, merge_tensor, width
+from merge_inputs import merge_tensor
 from torch import Tensor
 
 from fusion.merging import TensorDeltas, merge_deltas, merge_state_dicts
@@ -20,11 +20,6 @@ from fusion.merging.methods.varm import varm
 from fusion.merging.random_mask import random_keep, random_words
 from fusion.merging.selection import NOTHING_SELECTED, count_keys, largest, trimmer, variance
 
-RANDOM = {"dare_linear", "dare_ties", "della", "della_linear"}  # by the target's place, so the order matters
-ABSOLUTE = {"nearswap", "ram"}  # compare deltas with a size in units of weights
-AVERAGES = {"linear", "ties", "varm", "sce", "sce_released", "sce_mergekit", "slerp"}  # of one target: that target
-AVERAGES |= {"nuslerp", "multislerp", "karcher", "model_stock", "ram", "passthrough"}
-
 
 def deltas_of(seed: int, num_targets: int = 3, num_elements: int = 200) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
@@ -32,61 +27,8 @@ def deltas_of(seed: int, num_targets: int = 3, num_elements: int = 200) -> Tenso
     return sizes_J * torch.randn(num_targets, num_elements, generator=generator)
 
 
-def merge(name: str, deltas_JN: Tensor, seed: int = 0) -> Merged:
-    """The method's defaults on deltas that are a whole model: one tensor."""
-    targets = [{"w": deltas_N} for deltas_N in deltas_JN]
-    merged = merge_deltas(name, {"w": torch.zeros(deltas_JN.shape[1])}, targets, seed=seed)
-    return Merged(merged.deltas["w"], torch.tensor(merged.report.coefficients["w"]), tuple(merged.report.events))
-
-
 near = {"rtol": 1e-4, "atol": 1e-7}
 seeds = st.integers(0, 2**32 - 1)
-every_method = pytest.mark.parametrize("name", DATA_FREE)
-
-
-@pytest.mark.parametrize("name", sorted(set(DATA_FREE) - RANDOM))
-@settings(max_examples=15, deadline=None)
-@given(seed=seeds)
-def test_the_order_of_targets_does_not_matter(name: str, seed: int) -> None:
-    deltas_JN = deltas_of(seed, width(name))
-    turned, straight = merge(name, deltas_JN.flip(0)), merge(name, deltas_JN)
-    torch.testing.assert_close(turned.delta, straight.delta, **near)
-    torch.testing.assert_close(turned.coefficients.flip(0), straight.coefficients, **near)
-
-
-@pytest.mark.parametrize("name", sorted(set(DATA_FREE) - ABSOLUTE))
-@settings(max_examples=15, deadline=None)
-@given(seed=seeds, factor=st.sampled_from([0.5, 4.0, 1.7]))
-def test_deltas_of_twice_the_size_give_twice_the_merged_delta(name: str, seed: int, factor: float) -> None:
-    deltas_JN = deltas_of(seed, width(name)) * (100 if name == "sce_mergekit" else 1)  # its fallback has a fixed size
-    torch.testing.assert_close(merge(name, deltas_JN * factor).delta, merge(name, deltas_JN).delta * factor, **near)
-
-
-@every_method
-@settings(max_examples=15, deadline=None)
-@given(seed=seeds)
-def test_opposite_deltas_give_the_opposite_merged_delta(name: str, seed: int) -> None:
-    deltas_JN = deltas_of(seed, width(name))
-    torch.testing.assert_close(merge(name, -deltas_JN).delta, -merge(name, deltas_JN).delta, **near)
-
-
-@every_method
-def test_zero_deltas_leave_the_base(name: str) -> None:
-    merged = merge(name, torch.zeros(width(name), 50))
-    assert not merged.delta.any()
-    assert torch.isfinite(merged.coefficients).all()
-
-
-@pytest.mark.parametrize("name", sorted(AVERAGES - {"slerp", "nuslerp", "ties"}))
-def test_a_single_target_is_itself(name: str) -> None:
-    delta_N = deltas_of(5, 1)[0]
-    torch.testing.assert_close(merge(name, delta_N[None]).delta, delta_N, **near)
-
-
-@pytest.mark.parametrize("name", sorted(AVERAGES - {"sce", "sce_mergekit", "ties"}))
-def test_identical_targets_merge_into_themselves(name: str) -> None:
-    delta_N = deltas_of(5, 1)[0]
-    torch.testing.assert_close(merge(name, delta_N.repeat(width(name), 1)).delta, delta_N, **near)
 
 
 def test_sce_selects_nothing_where_targets_do_not_vary_and_says_so() -> None:

@@ -1,10 +1,14 @@
-"""Breadcrumbs, DELLA, NearSwap and RAM by hand."""
+"""Arcee Fusion, Breadcrumbs, DELLA, NearSwap and RAM by hand."""
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from merge_inputs import merge_tensor
 
-from fusion.merging import check_parameters, load_method
+from fusion.merging import check_parameters, deltas, load_method, merge_deltas
+from fusion.merging.methods.model_stock import OPPOSED
+from fusion.merging.ranking import ranks_in_rows
 
 FIVE = torch.tensor([[5.0, -1.0, 3.0, 2.0, -4.0]])
 
@@ -71,3 +75,64 @@ def test_ram_plus_boosts_what_is_not_shared():
     deltas_JN = torch.tensor([[1.0, 1.0, 4.0, 0.0], [0.0, 0.0, 2.0, 3.0]])
     merged = merge_tensor(load_method("ram"), deltas_JN, boost=0.5, limit=0.6)
     torch.testing.assert_close(merged.delta, torch.tensor([1.25, 1.25, 3.0, 3 * 1.3]))  # rho 1/2, and 1 cut to 0.6
+
+
+@pytest.mark.parametrize("shape", [(3, 9000), (9000,)])
+def test_della_ranks_whole_rows_wherever_blocks_cut_them(shape, monkeypatch):
+    deltas_J = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # with equal ones
+    uncut = merge_tensor(load_method("della"), deltas_J).delta
+    monkeypatch.setattr(deltas, "BLOCK_ELEMENTS", 700)
+    monkeypatch.setattr(deltas, "LONGEST_ROW", 5600)
+    assert torch.equal(merge_tensor(load_method("della"), deltas_J).delta, uncut)
+
+
+@given(rows=st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_equal_magnitudes_rank_as_they_stand(rows):
+    expected = [[sorted(range(4), key=lambda place, row=row: (row[place], place)) for row in rows]]
+    ranks_RC = ranks_in_rows(torch.tensor(rows, dtype=torch.float32))
+    assert ranks_RC.argsort(dim=1).tolist() == expected[0]
+
+
+def arcee_fusion_by_sorting(base, target):
+    """As mergekit writes it, but in float64 and without its 1e-8 beside the probabilities."""
+    deltas = target - base
+    chances = target.softmax(dim=-1)
+    divergence = (chances * (target.log_softmax(dim=-1) - base.log_softmax(dim=-1))).sum(dim=-1, keepdim=True)
+    importance = deltas.abs() * divergence
+    ordered = importance.flatten().sort().values
+    lower, median, upper = (float(ordered[int(q * (len(ordered) - 1))]) for q in (0.25, 0.5, 0.75))
+    return torch.where(importance >= median + 1.5 * (upper - lower), deltas, 0.0)
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (3000,), (1,), ()])
+@pytest.mark.parametrize("block_elements", [1 << 17, 512])
+def test_arcee_fusion_keeps_what_is_important(shape, block_elements, monkeypatch):
+    monkeypatch.setattr(deltas, "BLOCK_ELEMENTS", block_elements)
+    generator = torch.Generator().manual_seed(0)
+    base = 0.05 * torch.randn(shape, generator=generator)
+    target = base + 0.01 * torch.randn(shape, generator=generator)
+    merged = merge_deltas("arcee_fusion", {"w": base}, [{"w": target}]).deltas["w"]
+    expected = arcee_fusion_by_sorting(base.double(), base.double() + (target - base).double())
+    torch.testing.assert_close(merged.double(), expected, rtol=1e-6, atol=0)
+    assert len(shape) == 0 or shape == (1,) or 0.02 < torch.count_nonzero(merged) / merged.numel() < 0.2
+
+
+def test_arcee_fusion_sees_divergences_of_tiny_deltas():
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(20, 64, generator=generator, dtype=torch.float64)
+    target = base + 1e-7 * torch.arange(1, 21)[:, None] * torch.randn(20, 64, generator=generator, dtype=torch.float64)
+    merged = merge_deltas("arcee_fusion", {"w": base}, [{"w": target}]).deltas["w"]
+    share_R = torch.count_nonzero(merged, dim=1) / 64
+    assert share_R[:10].sum() == 0
+    assert share_R[-5:].min() > 0.2
+
+
+def test_ram_without_unshared_deltas_has_no_boost():
+    merged = merge_tensor(load_method("ram"), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), boost=0.5, epsilon=0.5)
+    assert merged.delta.tolist() == [2.0, 3.0]
+
+
+def test_model_stock_tells_of_targets_that_point_apart():
+    merged = merge_tensor(load_method("model_stock"), torch.tensor([[1.0, 0.0], [-0.5, 1.0]]))
+    assert merged.events == (OPPOSED,)
+    assert (merged.coefficients < 0).all()

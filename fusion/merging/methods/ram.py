@@ -21,7 +21,7 @@ def ram(
     multiplied by 1 + r * min(rho, `limit`), rho = its shared positions / its unshared ones, per tensor.
     """
     counts_2J = deltas.reduce(lambda block: _counts(block, epsilon).double().cpu())
-    rho_J = counts_2J[0] / counts_2J[1].clamp(min=epsilon or 1)
+    rho_J = counts_2J[0] / counts_2J[1].clamp(min=1)
     factors_J = 1 + boost * rho_J.clamp(max=limit)
 
     def merged(block: Block) -> Tensor:
