@@ -117,24 +117,32 @@ def most_varying(deltas, share):
 
 def sce(base, targets, select_topk):
     """With divided positions, as both programs have it."""
-    deltas = torch.stack([target - base for target in targets])
-    return _sce(base, deltas * most_varying(deltas, select_topk), None)
+    return _sce(base, *_selected(base, targets, select_topk, both=True))
+
+
+def sce_mergekit(base, targets, select_topk):
+    """With uniform shares where the deltas are small, and a least divisor."""
+    deltas, energies = _selected(base, targets, select_topk, both=True)
+    if float(energies.sum()) / base.numel() < 1e-6:
+        energies = torch.ones_like(energies)
+    return _sce(base, deltas, energies, least=1e-6)
 
 
 def sce_released(base, targets, select_topk):
+    return _sce(base, *_selected(base, targets, select_topk, both=False))
+
+
+def _selected(base, targets, share, both):
+    """Deltas (those selected, if `both`), and energies of the selected ones."""
     deltas = torch.stack([target - base for target in targets])
-    return _sce(base, deltas, deltas * most_varying(deltas, select_topk))
+    selected = deltas * most_varying(deltas, share)
+    return selected if both else deltas, selected.square().flatten(1).sum(dim=1)
 
 
-def _sce(base, deltas, selected):
-    energies = (deltas if selected is None else selected).square().flatten(1).sum(dim=1)
-    small = selected is None and float(energies.sum()) / base.numel() < 1e-6  # mergekit's
-    shares = (
-        torch.full_like(energies, 1 / len(energies)) if small or energies.sum() == 0 else energies / energies.sum()
-    )
+def _sce(base, deltas, energies, least=0.0):
+    uniform = torch.full_like(energies, 1 / len(energies))
+    shares = energies / energies.sum() if energies.sum() > 0 else uniform
     sign = torch.where(deltas.sum(0) >= 0, 1.0, -1.0)
-    agrees = deltas * sign > 0
-    weights = shares.view(-1, *[1] * base.dim()) * agrees
-    divisor = weights.sum(0)
-    least = divisor.clamp(min=1e-6) if selected is None else torch.where(divisor == 0, 1.0, divisor)
-    return base + (weights * deltas).sum(0) / least
+    weights = shares.view(-1, *[1] * base.dim()) * (deltas * sign > 0)
+    divisor = weights.sum(0).clamp(min=least)
+    return base + (weights * deltas).sum(0) / torch.where(divisor == 0, 1.0, divisor)
