@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from fusion.objective.divergence import FORWARD_KL, Divergence
 from fusion.objective.head import Head
 from fusion.objective.head_loss import TOKENS, rows_per_chunk
-from fusion.objective.products import product_with
+from fusion.objective.products import Product, product_with
 from fusion.objective.target_form import TargetForm
 from fusion.objective.target_loss import Targets, target_loss
 
@@ -63,6 +63,7 @@ class Passes:
             "released": self.released,
             "dense sft": self.dense_sft,
             "products": self.products,
+            "products by torch.mm": partial(self.products, torch.mm),
             "tail bucket": partial(self.fusion, BUCKET),
             "jsd": partial(self.fusion, BUCKET, Divergence("jsd", 2.0)),
         }
@@ -105,9 +106,9 @@ class Passes:
         self._back(cross_entropy(logits_TV, self._labels(), ignore_index=IGNORED, reduction="sum"))
 
     @torch.no_grad()
-    def products(self) -> None:
+    def products(self, product: Product | None = None) -> None:
         """The three products of every chunk that no loss can do without, and nothing else."""
-        product, gradient_VH = product_with(self.weight_VH), torch.zeros_like(self.weight_VH)
+        product, gradient_VH = product or product_with(self.weight_VH), torch.zeros_like(self.weight_VH)
         for hidden_RH in self.hidden_TH[self.rows_R].split(rows_per_chunk(len(self.weight_VH), CPU)):
             logits_RV = product(hidden_RH, self.weight_VH.T)
             product(logits_RV, self.weight_VH)

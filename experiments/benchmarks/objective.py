@@ -67,6 +67,7 @@ def _time(chosen: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
         Row("the same, median of the rounds", 1.0, float(np.median(ratios)), "of SFT"),
         Row("SFT : cross-entropy of all logits", best["dense sft"], best["sft"], "s"),
         Row("fusion : its three matrix products and nothing else", best["products"], best["fusion"], "s"),
+        Row("these products : by torch.mm", best["products by torch.mm"], best["products"], "s"),
         *(Row(f"{name} : SFT with the same kernel", best["sft"], best[way], "s") for way, name in named.items()),
     ]
     flops = 6 * chosen.tokens * chosen.vocabulary * chosen.hidden
