@@ -27,7 +27,8 @@ class EvaluateConfig:
     """Folders of train.py and merge.py, or folders above them: all models that they compared, over all their seeds, on
     the dialogues of each run."""
     scorers: list[str] = field(default_factory=lambda: ["skills", "heldout"])
-    """skills, heldout (NLL per byte by category), mt_bench, alpaca_eval, lm_eval."""
+    """skills, heldout (NLL per byte by category; `models`: of data.heldout_path, else of all of data.path), mt_bench,
+    alpaca_eval, lm_eval."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """`models`: repetitions of generation, each with a seed of its own."""
     seed: int = 0

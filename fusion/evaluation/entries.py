@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fusion.config import UserError
@@ -46,8 +46,9 @@ def find_entries(config: EvaluateConfig) -> list[Entry]:
 
 def _named_models(config: EvaluateConfig) -> list[Entry]:
     cache = Path(config.paths.cache)
+    given = replace(config.data, heldout_path=config.data.heldout_path or config.data.path)  # nothing trains here
     read = config.reads_dialogues
-    data = config.data if read else DataConfig(path="", max_length=config.data.max_length)  # no world for nothing
+    data = given if read else DataConfig(path="", max_length=config.data.max_length)  # no world for nothing
     paths, data = with_world_paths(config.models, data, config.world, cache)
     names = unique_names([short_name(path) for path in config.models])
     return [

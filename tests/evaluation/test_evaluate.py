@@ -60,7 +60,6 @@ def test_a_judged_evaluation_end_to_end(tiny_pivot, tiny_source, tmp_path):
             "generation.max_new_tokens=8",
             "data=jsonl",
             f"data.path={dialogues(tmp_path / 'mine.jsonl')}",
-            "data.heldout_path=mine.jsonl",
             f"judge.base_url={server.base_url}",
             "judge.model=tester",
             f"judge.key_variable={KEY_VARIABLE}",
