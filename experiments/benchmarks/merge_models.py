@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fusion.merging.tensor_file import LENGTH_BYTES
 
-PIECE = 1 << 22
+PIECE, DISTINCT = 1 << 22, 8
+"""Elements that are made at once, and how many different pieces there are: they repeat, since drawing takes long."""
 SPREAD, STEP = 0.02, 1e-3
 """Standard deviations of the base's weights and of the deltas: those of a fine-tune in bfloat16."""
 
@@ -73,18 +75,24 @@ def _make(folder: Path, shape: Shape, target: int | None) -> Path:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(shape.config()))
-    base, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1 + (target or 0))
+    pieces = [_piece(target, number) for number in range(DISTINCT)]
     unfinished = path.with_suffix(".tmp")
     with unfinished.open("wb") as file:
         file.write(_header(shape))
-        for start in range(0, shape.num_elements, PIECE):
-            count = min(PIECE, shape.num_elements - start)
-            values = SPREAD * torch.randn(count, generator=base)
-            if target is not None:
-                values += STEP * torch.randn(count, generator=noise)
-            file.write(values.to(torch.bfloat16).view(torch.uint8).numpy().data)
+        for number, start in enumerate(range(0, shape.num_elements, PIECE)):
+            values = pieces[number % DISTINCT][: shape.num_elements - start]
+            file.write(values.view(torch.uint8).numpy().data)
     unfinished.rename(path)
     return folder
+
+
+def _piece(target: int | None, number: int) -> Tensor:
+    """bfloat16 [PIECE] of the base, or of a target near it."""
+    values = SPREAD * torch.randn(PIECE, generator=torch.Generator().manual_seed(number))
+    if target is not None:
+        noise = torch.Generator().manual_seed(DISTINCT * (1 + target) + number)
+        values += STEP * torch.randn(PIECE, generator=noise)
+    return values.to(torch.bfloat16)
 
 
 def _header(shape: Shape) -> bytes:

@@ -1,4 +1,4 @@
-"""Merges in processes of their own, ours and mergekit's: seconds, and the most memory they held."""
+"""Merges in processes of their own, ours and other programs': seconds, and the most memory they held."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ HERE = Path(__file__).parent
 MERGEKIT_NAMES = {"sce_mergekit": "sce"}
 SAMPLE_SECONDS = 0.02
 KIBI = 1 << 10
+Sweep = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,21 @@ class Run:
     report: dict[str, Any]
 
 
-def ours(inputs: Inputs, method: str, parameters: dict[str, Any], **engine: object) -> Run:
-    recipe = {
-        "method": method,
-        "base": str(inputs.base),
-        "targets": [str(target) for target in inputs.targets],
-        "parameters": parameters,
-        "engine": engine,
-    }
+def ours(inputs: Inputs, method: str, parameters: dict[str, Any], sweep: Sweep = (), **engine: object) -> Run:
+    """`sweep`: parameters of several merges that share one pass, in place of `parameters`."""
+    recipe = _recipe(inputs, method, parameters) | {"engine": engine, "sweep": list(sweep)}
     return _run(inputs, "ours", recipe, sys.executable, HERE / "merge_once.py", OMP_NUM_THREADS="1")
+
+
+def fusion_bench(inputs: Inputs, python: str, method: str, parameters: dict[str, Any], threads: int) -> Run:
+    recipe = _recipe(inputs, method, parameters) | {"engine": {"threads": threads}}
+    script = HERE / "fusionbench_once.py"
+    return _run(inputs, "fusion_bench", recipe, python, script, OMP_NUM_THREADS=str(threads))
+
+
+def _recipe(inputs: Inputs, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    targets = [str(target) for target in inputs.targets]
+    return {"method": method, "base": str(inputs.base), "targets": targets, "parameters": parameters}
 
 
 def mergekit(inputs: Inputs, python: str, method: str, parameters: dict[str, Any], dtype: str, threads: int) -> Run:

@@ -1,12 +1,13 @@
-"""Merging against mergekit 0.1.5 (https://github.com/arcee-ai/mergekit), memory against model size, and sweeps.
+"""Merging against mergekit 0.1.5 (https://github.com/arcee-ai/mergekit), and other measurements of merging.
 
     python -m venv mergekit-venv && mergekit-venv/bin/pip install -r experiments/benchmarks/mergekit.txt
     python experiments/benchmarks/merging.py --mergekit mergekit-venv/bin/python --work FOLDER
 
-`FOLDER` takes 7 GB, with `--sizes 3B` 32 GB more. Both programs merge a base and five targets in bfloat16, made of
-seeds, from a warm page cache, in turn, `--rounds` times; the shortest run of each counts. mergekit writes
-asynchronously with two threads, which is its quickest way here, and computes in bfloat16 (its quickest) and in float32
-(as we do). Our merges run as `engine.checksums=false`, the same work, and once more with checksums.
+`FOLDER` takes 9 GB, with `--sizes 3B` 32 GB more. Both programs merge a base and five targets in bfloat16, made of
+seeds, from a warm page cache, in turn, `--rounds` times; the shortest run of each counts. mergekit writes with two
+threads beside the merge, which is its quickest way here, and computes in bfloat16 (its quickest) and in float32 (as
+we do). Our merges run with `engine.checksums=false`, the same work, and once more with checksums. `--fusion-bench`
+names a Python with FusionBench (fusionbench.txt), which merges models in memory. Every part has a file of results.
 """
 
 import os
@@ -19,7 +20,7 @@ from typing import Any
 from measure import RESULTS, Row, parser, report, seconds
 from merge_models import LARGE, SMALL, TINY, make_models
 from merge_reference import Error, errors
-from merge_runs import Inputs, Run, mergekit, ours
+from merge_runs import Inputs, Run, fusion_bench, mergekit, ours
 
 THREADS = 2
 NUM_TARGETS = 5
@@ -81,6 +82,35 @@ def _runs(inputs: Inputs, method: str, parameters: dict[str, Any], python: str |
     yield "ours with checksums", ours(inputs, method, parameters, threads=THREADS, probe_disk=False)
 
 
+def sweep(inputs: Inputs, rounds: int) -> tuple[list[Row], dict[str, Any]]:
+    """Three settings of SCE: three merges, and the same in one pass."""
+    settings = [{"tau": tau} for tau in (0.05, 0.1, 0.2)]
+    engine = {"threads": THREADS, "probe_disk": False, "checksums": False}
+    seconds: dict[str, list[float]] = {"separate": [], "fused": []}
+    for _ in range(rounds):
+        seconds["separate"].append(sum(ours(inputs, "sce", one, **engine).seconds for one in settings))
+        seconds["fused"].append(ours(inputs, "sce", {}, sweep=settings, **engine).seconds)
+    row = Row("three settings of sce: separate, fused", min(seconds["separate"]), min(seconds["fused"]), "s")
+    return [row], {"all_seconds": seconds}
+
+
+def against_fusion_bench(inputs: Inputs, python: str) -> list[Row]:
+    """Rows of the methods that FusionBench has, which trims the whole model."""
+    wanted: dict[str, dict[str, Any]] = {
+        "linear": {},
+        "task_arithmetic": {"weight": 0.3},
+        "ties": {"density": 0.6, "trim": "model"},
+    }
+    rows = []
+    for method, parameters in wanted.items():
+        mine = ours(inputs, method, parameters, threads=THREADS, probe_disk=False, checksums=False)
+        theirs = fusion_bench(inputs, python, method, parameters, THREADS)
+        rows.append(Row(f"{method}: FusionBench", theirs.seconds, mine.seconds, "s"))
+        rows.append(Row(f"{method}: FusionBench, processors", theirs.processor_seconds, mine.processor_seconds, "s"))
+        rows.append(Row(f"{method}: FusionBench, own memory", theirs.anonymous / GIBI, mine.anonymous / GIBI, "GiB"))
+    return rows
+
+
 def _error(run: Run, inputs: Inputs, method: str, parameters: dict[str, Any]) -> Error:
     return errors(run.out, inputs.base, inputs.targets, CHECKED, method, parameters)
 
@@ -133,18 +163,28 @@ def main() -> None:
     options.add_argument(
         "--sizes", nargs="*", choices=SHAPES, default=["0.1B", "0.4B"], help="memory is measured of these"
     )
+    options.add_argument("--sweep", action="store_true", help="also time a sweep in one pass")
+    options.add_argument("--fusion-bench", metavar="PYTHON", help="a Python that has FusionBench (fusionbench.txt)")
     options.add_argument("--rounds", type=int, default=2)
     given = options.parse_args()
     out = given.out or RESULTS / "merging.json"
-    if given.methods:
-        base, targets = make_models(given.work / "0.4B", SMALL, NUM_TARGETS)
-        inputs = Inputs(base, targets, given.work)
+    inputs = Inputs(*make_models(given.work / "0.4B", SMALL, NUM_TARGETS), given.work)
     for method in given.methods:  # a file for each: the slow ones take minutes
         warm(inputs)
         before = copies(inputs)
         rows, facts = compare(inputs, method, given.mergekit, given.rounds)
         copied = {"copy_gb_s": {"before": before, "after": copies(inputs)}, "models": MODELS}
         report(f"Merging by {method}", rows, out.with_stem(f"{out.stem}_{method}"), **copied, **facts)
+    if given.sweep:
+        warm(inputs)
+        rows, facts = sweep(inputs, given.rounds)
+        report("A sweep in one pass", rows, out.with_stem(f"{out.stem}_sweep"), models=MODELS, **facts)
+    if given.fusion_bench:
+        small = Inputs(*make_models(given.work / "0.1B", TINY, 3), given.work)
+        warm(small)
+        rows = against_fusion_bench(small, given.fusion_bench)
+        told = f"base and 3 targets, {TINY.num_elements:,} parameters each, bfloat16"
+        report("Merging against FusionBench 0.2.33", rows, out.with_stem(f"{out.stem}_fusion_bench"), models=told)
     if given.sizes:
         found = dict(memory(given.work, given.sizes, ("linear", "ties")))
         rows = [Row(f"{name}: own memory", None, one["own_memory_gib"], "GiB") for name, one in found.items()]
