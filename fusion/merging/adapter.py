@@ -5,7 +5,6 @@ A linear layer's weight is W + s B A (https://arxiv.org/abs/2106.09685) with s =
 Shapes: R rank, O rows of a weight, I its columns.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fusion.config import UserError, raise_problems
-from fusion.merging.checkpoint import ADAPTER_CONFIG, ADAPTER_FILE, Checkpoint, is_adapter, open_checkpoint
+from fusion.merging.checkpoint import ADAPTER_CONFIG, ADAPTER_FILE, Checkpoint, is_adapter, open_checkpoint, read_json
 from fusion.merging.deltas import block_length
 from fusion.merging.tensor_file import TensorFile, TensorHome, TensorSpec, open_tensor_file
 
@@ -136,7 +135,7 @@ def open_target(folder: Path, base: Checkpoint | None) -> Checkpoint:
         return open_checkpoint(folder)
     if base is None:
         raise UserError(f"{folder}: an adapter needs the model that it belongs to: give the base (base=FOLDER)")
-    settings = _settings(folder / ADAPTER_CONFIG)
+    settings = read_json(folder / ADAPTER_CONFIG)
     raise_problems([f"{folder / ADAPTER_CONFIG}: {problem}" for problem in _unsupported(settings)])
     path = folder / ADAPTER_FILE
     if not path.is_file():
@@ -145,16 +144,6 @@ def open_target(folder: Path, base: Checkpoint | None) -> Checkpoint:
     homes, problems = _homes(adapter, base, settings)
     raise_problems([f"{path}: {problem}" for problem in problems])
     return Checkpoint(folder, (adapter,), homes, base.config, folder / ADAPTER_CONFIG)
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: must hold a JSON object")
-    return settings
 
 
 def _unsupported(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -1,14 +1,16 @@
 """A model folder as a mapping from tensor names to tensors, each read from its safetensors file when asked for."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from torch import Tensor
 
 from fusion.config import UserError, raise_problems
-from fusion.merging.tensor_file import TensorFile, TensorHome, TensorSpec, open_tensor_file
+from fusion.merging.tensor_file import TensorFile, TensorHome, TensorSpec, open_tensor_file, short_reason
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -49,7 +51,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Read the headers of a Hugging Face model folder, in one file or in shards.
 
     Raises:
-        UserError: no folder, no safetensors (pickled weights are refused), a corrupt file, an index that lies.
+        UserError: no folder, no safetensors (pickled weights are refused), a corrupt file, an index that lies, a link
+            out of the folder.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -59,20 +62,41 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     files, problems = [], []
     for name in shard_names:
         try:
-            files.append(open_tensor_file(folder / name))
+            files.append(_open_inside(folder, name, bool(index)))
         except (UserError, OSError) as error:
             problems += error.problems if isinstance(error, UserError) else [str(error)]
     raise_problems(problems)
-    homes: dict[str, TensorHome] = {name: file for file in files for name in file.specs}
     if index:
         raise_problems(_index_problems(folder / INDEX_FILE, index, files))
-    return Checkpoint(folder, tuple(files), homes, _config(folder), folder / INDEX_FILE if index else None)
+    homes: dict[str, TensorHome] = {name: file for file in files for name in file.specs}
+    return Checkpoint(
+        folder, tuple(files), homes, read_json(folder / CONFIG_FILE), folder / INDEX_FILE if index else None
+    )
 
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter of peft, and no model."""
     has_weights = (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file()
     return (folder / ADAPTER_CONFIG).is_file() and not has_weights
+
+
+def links_outside(folder: Path, paths: Iterable[Path]) -> list[str]:
+    """A problem for every link out of a model's folder; into the store of a hub cache around it links may lead."""
+    root = folder.resolve()
+    allowed = [root, *(parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots")]
+    return [
+        f"{path}: a link to {path.resolve()}, outside of the model's folder: refused; put the file itself there"
+        for path in paths
+        if not any(path.resolve().is_relative_to(place) for place in allowed)
+    ]
+
+
+def _open_inside(folder: Path, name: str, is_listed: bool) -> TensorFile:
+    path = folder / name
+    raise_problems(links_outside(folder, [path]))
+    if is_listed and not path.is_file():
+        raise UserError(f"{path}: missing, but {INDEX_FILE} lists tensors in it: fetch the file")
+    return open_tensor_file(path)
 
 
 def _shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -100,8 +124,8 @@ def _read_index(path: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
         entries = {str(name): str(shard) for name, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a safetensors index ({error!r}): fetch the file again") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: not a safetensors index ({short_reason(error)}): fetch the file again") from error
     outside = sorted({shard for shard in entries.values() if not _is_plain_name(shard)})
     raise_problems([f"{path}: '{shard}' is not the name of a file in this folder: refused" for shard in outside])
     if not entries:
@@ -116,19 +140,31 @@ def _is_plain_name(name: str) -> bool:
 def _index_problems(path: Path, index: Mapping[str, str], files: list[TensorFile]) -> list[str]:
     listed = set(index.items())
     held = {(name, file.path.name) for file in files for name in file.specs}
+    repeated = [
+        f"{path}: '{name}' is in several files ({', '.join(sorted(shard for one, shard in held if one == name))}): "
+        "nobody can tell which is meant; keep one"
+        for name, count in sorted(Counter(name for name, _ in held).items())
+        if count > 1
+    ]
+    if repeated:
+        return repeated
     missing = [f"{path}: '{name}' is not in {shard}, where the index says" for name, shard in sorted(listed - held)]
     extra = [f"{path}: '{name}' in {shard} is not listed there" for name, shard in sorted(held - listed)]
     return missing + extra
 
 
-def _config(folder: Path) -> Mapping[str, object]:
-    path = folder / CONFIG_FILE
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty when there is no file.
+
+    Raises:
+        UserError: the file holds something else.
+    """
     if not path.is_file():
         return {}
     try:
         config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({short_reason(error)}): fetch the file again") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: must hold a JSON object")
     return config

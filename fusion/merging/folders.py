@@ -6,18 +6,22 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+
 from fusion.cache import code_version, fingerprint
 from fusion.config import UserError, raise_problems
 from fusion.config.schema import EngineConfig
 from fusion.merging.adapter import open_target
-from fusion.merging.checkpoint import CONFIG_FILE, Checkpoint, is_adapter, open_checkpoint
+from fusion.merging.checkpoint import CONFIG_FILE, Checkpoint, is_adapter, links_outside, open_checkpoint
+from fusion.merging.deltas import block_length
 from fusion.merging.digests import Digests, Stamp
 from fusion.merging.evidence import Evidence
 from fusion.merging.manifest import HashedFolder, write_manifest
 from fusion.merging.merger import Merge, merge_together
 from fusion.merging.method import method_names
+from fusion.merging.operands import NotFiniteError, not_finite
 from fusion.merging.output import Output
-from fusion.merging.plan import MergePlan, MergeRequest, input_labels, input_roles, state_problems
+from fusion.merging.plan import SHOWN, MergePlan, MergeRequest, input_labels, input_roles, state_problems
 from fusion.merging.report import MergeReport
 from fusion.merging.resources import Resources, checked_resources
 from fusion.merging.statistics import TensorRecord
@@ -62,8 +66,8 @@ def merge_folders(
     folder with which the same merge goes on.
 
     Raises:
-        UserError: with all problems of the request and the folders before the first byte is written; NaN and
-            infinities in a tensor, or an overflow, as soon as they are met.
+        UserError: with all problems of the request and the folders before the first byte is written; all tensors with
+            NaN or infinities once one is met, or an overflow as soon as it is.
     """
     request = MergeRequest(method, parameters, scale, seed, evidence)
     return merge_folders_together([request], base, targets, [out], engine=engine)[0]
@@ -93,11 +97,14 @@ def merge_folders_together(
     plans = [request.plan(inputs.get("base"), opened_targets) for request in requests]
     for plan in plans:
         resources = checked_resources(plan, engine)
-    with ExitStack() as stack:
-        workings = [stack.enter_context(unfinished(out)) for out in outs]
-        source = _reference(inputs).files[0].path
-        copy_speed = measured_copy_speed(source, workings[0]) if engine.probe_disk else None
-        reports = _merge_into(workings, plans, inputs, resources)
+    try:
+        with ExitStack() as stack:
+            workings = [stack.enter_context(unfinished(out)) for out in outs]
+            source = _reference(inputs).files[0].path
+            copy_speed = measured_copy_speed(source, workings[0]) if engine.probe_disk else None
+            reports = _merge_into(workings, plans, inputs, resources)
+    except NotFiniteError as error:
+        raise UserError(_spoilt(inputs) or error.problems) from error
     for report in reports:
         report.copy_speed, report.seconds = copy_speed, time.perf_counter() - started
         report.merged_together = len(reports)
@@ -183,12 +190,41 @@ def _open_inputs(base: Path | None, targets: Sequence[Path], problems: list[str]
     for role, folder in input_roles(base and Path(base), [Path(target) for target in targets]).items():
         try:
             if role == "base":
-                opened[role] = open_checkpoint(folder)
+                opened[role] = _without_links(open_checkpoint(folder))
             elif base is None or "base" in opened or not is_adapter(folder):
-                opened[role] = open_target(folder, opened.get("base"))
+                opened[role] = _without_links(open_target(folder, opened.get("base")))
         except UserError as error:
             problems += [f"{role}: {problem}" for problem in error.problems]
     return opened
+
+
+def _without_links(opened: Checkpoint) -> Checkpoint:
+    raise_problems(links_outside(opened.folder, _model_files(opened)))
+    return opened
+
+
+def _spoilt(inputs: Mapping[str, Checkpoint]) -> list[str]:
+    """All tensors that hold NaN or infinities; the first few of each input in full."""
+    problems: list[str] = []
+    for label, checkpoint in zip(input_labels(inputs), inputs.values(), strict=True):
+        names = [name for name in checkpoint if not _is_finite(checkpoint, name)]
+        problems += [not_finite(label, name) for name in names[:SHOWN]]
+        if len(names) > SHOWN:
+            problems.append(f"{label}: and {len(names) - SHOWN} more tensors with NaN or infinities")
+    return problems
+
+
+def _is_finite(checkpoint: Checkpoint, name: str) -> bool:
+    """Read in the blocks of a merge, so that a large tensor never is in memory as a whole."""
+    home = checkpoint.homes[name]
+    spec = home.specs[name]
+    length = block_length(spec.shape)
+    for start in range(0, spec.num_elements if spec.dtype.is_floating_point else 0, length):
+        block_N = torch.empty(min(length, spec.num_elements - start), dtype=spec.dtype)
+        home.read_span(name, start, block_N)
+        if not bool(block_N.isfinite().all()):
+            return False
+    return True
 
 
 def _out_problems(out: Path) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fusion.config import UserError, raise_problems
+from fusion.config import UserError
 from fusion.merging import kernels
 from fusion.merging.arithmetic import exact_where_needed, squared_norms
 from fusion.merging.checkpoint import Checkpoint
@@ -21,6 +21,14 @@ from fusion.merging.statistics import WATCH_EVERY, BlockStatistics
 from fusion.merging.tensor_file import TensorHome
 
 CPU = torch.device("cpu")
+
+
+class NotFiniteError(UserError):
+    """An input holds NaN or infinities."""
+
+
+def not_finite(label: str, name: str) -> str:
+    return f"{label}: '{name}' holds NaN or infinities: merging would spread them"
 
 
 class Workspace(threading.local):
@@ -200,9 +208,8 @@ class TensorOperands:
     def _refuse(self, raws_IN: Tensor) -> None:
         labels = input_labels(self._plan.inputs)
         spoilt = [label for label, raw_N in zip(labels, raws_IN, strict=True) if not bool(torch.isfinite(raw_N).all())]
-        raise_problems(
-            [f"{label}: '{self._inputs.name}' holds NaN or infinities: merging would spread them" for label in spoilt]
-        )
+        if spoilt:
+            raise NotFiniteError([not_finite(label, self._inputs.name) for label in spoilt])
         raise UserError(
             f"'{self._inputs.name}': differences from the base overflow float32: do the models belong together?"
         )

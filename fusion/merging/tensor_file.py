@@ -19,6 +19,7 @@ from fusion.config import UserError
 
 LENGTH_BYTES = 8
 LONGEST_HEADER = 100_000_000
+LONGEST_REASON = 200
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -159,12 +160,19 @@ def open_tensor_file(path: Path) -> TensorFile:
         for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
             specs[name] = TensorSpec(DTYPES[entry["dtype"]], tuple(map(_size, entry["shape"])))
             ends[name] = tuple(map(_size, entry["data_offsets"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path}: the header is corrupt or names an unknown tensor type ({error!r}): fetch the file again"
+            f"{path}: the header is corrupt or names an unknown tensor type ({short_reason(error)}): "
+            "fetch the file again"
         ) from error
     _check_offsets(path, len(preamble), specs, ends)
     return TensorFile(path, preamble, specs, {name: len(preamble) + start for name, (start, _) in ends.items()})
+
+
+def short_reason(error: Exception) -> str:
+    """What an error says; some of them quote the whole file."""
+    text = repr(error)
+    return text if len(text) < LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
 
 
 def _size(value: Any) -> int:
