@@ -113,10 +113,8 @@ def _shared(task: Task) -> str:
     """What tasks must have in common to be merged together: what they read, and how."""
     from fusion.cache import fingerprint
 
-    config, inputs = task.config, task.inputs
-    return fingerprint(
-        {"inputs": inputs.identity, "engine": config.engine, "save": config.save, "threads": config.threads}
-    )
+    same = {name: getattr(task.config, name) for name in ("vocabulary", "engine", "save", "threads")}
+    return fingerprint({"inputs": task.inputs.identity, **same})
 
 
 def show_plan(config: MergeConfig, inputs: "MergeInputs") -> None:
@@ -160,7 +158,8 @@ def merge_and_save(tasks: "Sequence[Task]") -> None:
     for out in outs:
         shutil.rmtree(out, ignore_errors=True)  # of an earlier attempt with other settings
     folders, requests = [target.path for target in inputs.targets], [task.request for task in tasks]
-    reports = merge_folders_together(requests, inputs.base, folders, outs, engine=tasks[0].config.engine)
+    vocabulary, engine = tasks[0].config.vocabulary, tasks[0].config.engine
+    reports = merge_folders_together(requests, inputs.base, folders, outs, vocabulary=vocabulary, engine=engine)
     for task in tasks:
         task.record.lap("merge")
     for task, report in zip(tasks, reports, strict=True):
@@ -180,14 +179,14 @@ def in_memory(tasks: "Sequence[Task]") -> "Iterator[tuple[Task, MergedDeltas]]":
     """The merged deltas of all tasks: as many at once as `engine.memory` holds, for which the inputs are read once."""
     from fusion.config.sizes import num_bytes
     from fusion.merging import merge_deltas_together
-    from fusion.merging.adapter import open_target
     from fusion.merging.checkpoint import open_checkpoint
+    from fusion.merging.targets import open_target
 
     if not tasks:
         return
-    inputs, engine = tasks[0].inputs, tasks[0].config.engine
+    inputs, engine, vocabulary = tasks[0].inputs, tasks[0].config.engine, tasks[0].config.vocabulary
     base = open_checkpoint(inputs.base) if inputs.base else None
-    targets = [open_target(target.path, base) for target in inputs.targets]
+    targets = [open_target(target.path, base, vocabulary) for target in inputs.targets]
     size = sum(DELTA_BYTES * spec.num_elements for spec in targets[0].specs.values())
     at_once = max(1, num_bytes(engine.memory) // size)
     for first in range(0, len(tasks), at_once):

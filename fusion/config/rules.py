@@ -31,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.precision": ("32-true", "bf16-mixed", "bf16-true", "64-true"),
     "parallel.name": ("single", "ddp", "fsdp", "fsdp1"),
     "parallel.accelerator": ("auto", "cpu", "gpu"),
+    "vocabulary": ("error", "base"),
     "sweep": ("separate", "fused"),
     "evaluation.name": ("skills", "none"),
     "search_value": ("heldout_won",),

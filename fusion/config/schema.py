@@ -341,6 +341,8 @@ class MergeConfig:
     """The pivot that the targets started from; read from their lineage when left out."""
     sft: str | None = None
     """An SFT-only run to show beside the targets; the matching one of `paths.runs` when left out."""
+    vocabulary: str = "error"
+    """Targets with other tokens than the base's: refused (`error`), or merged by the base's tokens alone (`base`)."""
     threads: int = 1
     """CPU threads of matrix products; a setting, not the machine's choice, because sums may differ in the last bit."""
     skip_finished: bool = True

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from fusion.config import UserError, raise_problems
-from fusion.merging.checkpoint import ADAPTER_CONFIG, ADAPTER_FILE, Checkpoint, is_adapter, open_checkpoint, read_json
-from fusion.merging.deltas import block_length
-from fusion.merging.tensor_file import TensorFile, TensorHome, TensorSpec, open_tensor_file
+from fusion.merging.checkpoint import ADAPTER_CONFIG, ADAPTER_FILE, Checkpoint, read_json
+from fusion.merging.tensor_file import TensorFile, TensorHome, TensorSpec, open_tensor_file, read_whole
 
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(\.weight)?")
@@ -116,23 +115,12 @@ class ReplacedTensor:
         into_N.copy_(stored_N)
 
 
-def read_whole(home: AdaptedTensor | ReplacedTensor, name: str) -> Tensor:
-    """All elements, in the blocks in which a merge reads them."""
-    tensor_N = torch.empty(home.spec.num_elements, dtype=home.spec.dtype)
-    step = block_length(home.spec.shape)
-    for start in range(0, len(tensor_N), step):
-        home.read_span(name, start, tensor_N[start : start + step])
-    return tensor_N.reshape(home.spec.shape)
-
-
-def open_target(folder: Path, base: Checkpoint | None) -> Checkpoint:
-    """A model folder, or a LoRA adapter's on the `base`: a mapping to its weights either way.
+def open_adapter(folder: Path, base: Checkpoint | None) -> Checkpoint:
+    """A folder of peft's as a mapping to the weights of the `base` with its LoRA adapter.
 
     Raises:
-        UserError: as `open_checkpoint`; an adapter without base, of another kind, or that does not fit the base.
+        UserError: no base, an adapter of another kind, or one that does not fit the base.
     """
-    if not is_adapter(folder):
-        return open_checkpoint(folder)
     if base is None:
         raise UserError(f"{folder}: an adapter needs the model that it belongs to: give the base (base=FOLDER)")
     settings = read_json(folder / ADAPTER_CONFIG)

@@ -11,7 +11,6 @@ import torch
 from fusion.cache import code_version, fingerprint
 from fusion.config import UserError, raise_problems
 from fusion.config.schema import EngineConfig
-from fusion.merging.adapter import open_target
 from fusion.merging.checkpoint import CONFIG_FILE, Checkpoint, is_adapter, links_outside, open_checkpoint
 from fusion.merging.deltas import block_length
 from fusion.merging.digests import Digests, Stamp
@@ -25,6 +24,8 @@ from fusion.merging.plan import SHOWN, MergePlan, MergeRequest, input_labels, in
 from fusion.merging.report import MergeReport
 from fusion.merging.resources import Resources, checked_resources
 from fusion.merging.statistics import TensorRecord
+from fusion.merging.targets import open_target
+from fusion.merging.vocabulary import ERROR, vocabulary_problems
 from fusion.merging.working import measured_copy_speed, space_problems, unfinished
 
 COMPANIONS = (
@@ -53,12 +54,15 @@ def merge_folders(
     scale: float = 1.0,
     seed: int = 0,
     evidence: Evidence | None = None,
+    vocabulary: str = ERROR,
     engine: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
     **parameters: object,
 ) -> MergeReport:
     """Merge Hugging Face model folders into a new one at `out`; parameters as in `merge_state_dicts`.
 
     A target may be a LoRA adapter of the base (a folder of peft), whose weights are computed while they are read.
+    One with another vocabulary is refused (`vocabulary="error"`), or counts by the base's tokens (`"base"`): its rows
+    are found through the tokenisers in the folders, and tokens that it lacks keep the base's rows.
 
     `out` gets the base's (without base: the first target's) layout of weight files, config, tokeniser, chat template
     and generation config, and a `manifest.json` that `python -m fusion.merging.verify` checks. It appears, complete
@@ -70,7 +74,7 @@ def merge_folders(
             NaN or infinities once one is met, or an overflow as soon as it is.
     """
     request = MergeRequest(method, parameters, scale, seed, evidence)
-    return merge_folders_together([request], base, targets, [out], engine=engine)[0]
+    return merge_folders_together([request], base, targets, [out], vocabulary=vocabulary, engine=engine)[0]
 
 
 def merge_folders_together(
@@ -79,6 +83,7 @@ def merge_folders_together(
     targets: Sequence[Path],
     outs: Sequence[Path],
     *,
+    vocabulary: str = ERROR,
     engine: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
 ) -> list[MergeReport]:
     """`merge_folders` for several requests, each into an `out` of its own: the inputs are read once for all.
@@ -89,7 +94,8 @@ def merge_folders_together(
     outs = [Path(out).resolve() for out in outs]
     problems = [p for request in requests for p in request.problems(base is not None, len(targets))]
     problems += [problem for out in outs for problem in _out_problems(out)]
-    inputs = _open_inputs(base, targets, problems)
+    problems += vocabulary_problems(vocabulary, base is not None)
+    inputs = _open_inputs(base, targets, vocabulary, problems)
     problems += _architecture_problems(inputs) + state_problems(inputs)
     problems += space_problems(outs, _output_bytes(inputs))
     raise_problems(list(dict.fromkeys(problems)))
@@ -102,7 +108,7 @@ def merge_folders_together(
             workings = [stack.enter_context(unfinished(out)) for out in outs]
             source = _reference(inputs).files[0].path
             copy_speed = measured_copy_speed(source, workings[0]) if engine.probe_disk else None
-            reports = _merge_into(workings, plans, inputs, resources)
+            reports = _merge_into(workings, plans, inputs, resources, vocabulary)
     except NotFiniteError as error:
         raise UserError(_spoilt(inputs) or error.problems) from error
     for report in reports:
@@ -112,12 +118,16 @@ def merge_folders_together(
 
 
 def _merge_into(
-    workings: Sequence[Path], plans: Sequence[MergePlan], inputs: Mapping[str, Checkpoint], resources: Resources
+    workings: Sequence[Path],
+    plans: Sequence[MergePlan],
+    inputs: Mapping[str, Checkpoint],
+    resources: Resources,
+    vocabulary: str,
 ) -> list[MergeReport]:
     """Fill the working folders, going on from what an earlier attempt at the same merges has finished."""
     stamps = [Stamp.of(path) for path in _input_files(inputs)]
     pairs = list(zip(plans, workings, strict=True))
-    outputs = [Output(plan, _reference(inputs), working, _key(plan, stamps)) for plan, working in pairs]
+    outputs = [Output(plan, _reference(inputs), working, _key(plan, vocabulary, stamps)) for plan, working in pairs]
     merges = {Merge(output.plan, output, output.resumed): output for output in outputs}
     records = {output: dict(output.resumed) for output in outputs}
     with Digests(resources.threads, resources.checksums) as digests, ExitStack() as stack:
@@ -135,7 +145,7 @@ def _merge_into(
     changed = [stamp.path for stamp in stamps if Stamp.of(Path(stamp.path)) != stamp]
     raise_problems([f"{path}: was changed while it was merged: merge again" for path in changed])
     for plan, working in pairs:
-        _write_manifest(plan, inputs, working, found)
+        _write_manifest(plan, vocabulary, inputs, working, found)
     num_bytes = sum(stamp.num_bytes for stamp in stamps)
     return [_report(output, records[output], num_bytes, visible[output.working]) for output in outputs]
 
@@ -149,12 +159,12 @@ def _report(
     return report
 
 
-def _key(plan: MergePlan, stamps: Sequence[Stamp]) -> str:
+def _key(plan: MergePlan, vocabulary: str, stamps: Sequence[Stamp]) -> str:
     """What must be the same for a merge to go on with another's tensors."""
     own = [] if plan.method.name in method_names() else [plan.method.function.__module__]
     return fingerprint(
         {
-            "request": [plan.method.name, plan.parameters, plan.scale, plan.seed, list(plan.inputs)],
+            "request": [plan.method.name, plan.parameters, plan.scale, plan.seed, list(plan.inputs), vocabulary],
             "inputs": stamps,
             "evidence": plan.evidence.name if plan.evidence else None,
             "code": code_version("fusion.merging", *own),
@@ -184,7 +194,9 @@ def _visible_files(working: Path) -> list[Path]:
     return sorted(path for path in working.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
-def _open_inputs(base: Path | None, targets: Sequence[Path], problems: list[str]) -> dict[str, Checkpoint]:
+def _open_inputs(
+    base: Path | None, targets: Sequence[Path], vocabulary: str, problems: list[str]
+) -> dict[str, Checkpoint]:
     """The readable inputs by their roles; what is wrong with the others goes to `problems`."""
     opened: dict[str, Checkpoint] = {}
     for role, folder in input_roles(base and Path(base), [Path(target) for target in targets]).items():
@@ -192,7 +204,7 @@ def _open_inputs(base: Path | None, targets: Sequence[Path], problems: list[str]
             if role == "base":
                 opened[role] = _without_links(open_checkpoint(folder))
             elif base is None or "base" in opened or not is_adapter(folder):
-                opened[role] = _without_links(open_target(folder, opened.get("base")))
+                opened[role] = _without_links(open_target(folder, opened.get("base"), vocabulary))
         except UserError as error:
             problems += [f"{role}: {problem}" for problem in error.problems]
     return opened
@@ -262,7 +274,11 @@ def _copy_companions(checkpoint: Checkpoint, working: Path) -> None:
 
 
 def _write_manifest(
-    plan: MergePlan, inputs: Mapping[str, Checkpoint], working: Path, digests: Mapping[Path, str]
+    plan: MergePlan,
+    vocabulary: str,
+    inputs: Mapping[str, Checkpoint],
+    working: Path,
+    digests: Mapping[Path, str],
 ) -> None:
     request = {
         "method": plan.method.name,
@@ -270,6 +286,7 @@ def _write_manifest(
         "parameters": plan.written_parameters,
         "scale": plan.scale,
         "seed": plan.seed,
+        "vocabulary": vocabulary,
         "evidence": plan.evidence.name if plan.evidence else None,
     }
     sources = {

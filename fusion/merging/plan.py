@@ -13,7 +13,7 @@ from torch import Tensor
 from fusion.config import UserError, raise_problems
 from fusion.merging.checkpoint import Checkpoint
 from fusion.merging.evidence import Evidence
-from fusion.merging.layers import depths_of
+from fusion.merging.layers import LAYER, depths_of
 from fusion.merging.method import MergeMethod, load_method
 from fusion.merging.parameters import check_parameters, options_of, with_defaults
 from fusion.merging.tensor_file import TensorSpec
@@ -246,13 +246,20 @@ def _fit_problems(reference_label: str, reference: Specs, label: str, specs: Spe
     missing = [f"{label}: '{name}' of {reference_label} is missing" for name in reference if name not in specs]
     extra = [f"{label}: '{name}' is not in {reference_label}" for name in specs if name not in reference]
     different = [
-        f"{label}: '{name}' is {specs[name]}, but {spec} in {reference_label}: save both models alike"
+        f"{label}: '{name}' is {specs[name]}, but {spec} in {reference_label}: {_advice(name, specs[name], spec)}"
         for name, spec in reference.items()
         if name in specs and specs[name] != spec
     ]
     problems = missing + extra + different
     hidden = len(problems) - SHOWN
     return [*problems[:SHOWN], f"{label}: and {hidden} more tensors that do not fit"] if hidden > 0 else problems
+
+
+def _advice(name: str, spec: TensorSpec, reference: TensorSpec) -> str:
+    """What to do about a tensor that differs in shape or dtype."""
+    if LAYER.match(name) or spec.dtype != reference.dtype or spec.shape[1:] != reference.shape[1:]:
+        return "save both models alike"
+    return "for another vocabulary, vocabulary=base merges the rows of the base's tokens"
 
 
 def _quantized_problems(label: str, specs: Specs) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fusion.config import UserError
+from fusion.merging.deltas import block_length
 
 LENGTH_BYTES = 8
 LONGEST_HEADER = 100_000_000
@@ -140,6 +141,16 @@ class TensorFile:
     def flush(self) -> None:
         """Return when everything that was written is on the disk."""
         os.fsync(self._file.fileno())
+
+
+def read_whole(home: TensorHome, name: str) -> Tensor:
+    """All elements of a tensor that has to be computed, in the blocks in which a merge reads them."""
+    spec = home.specs[name]
+    tensor_N = torch.empty(spec.num_elements, dtype=spec.dtype)
+    step = block_length(spec.shape)
+    for start in range(0, len(tensor_N), step):
+        home.read_span(name, start, tensor_N[start : start + step])
+    return tensor_N.reshape(spec.shape)
 
 
 def _bytes_of(values_N: Tensor) -> memoryview:

@@ -1,9 +1,7 @@
 """LoRA adapters as targets: the same merge as with the models that peft makes of them."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from fusion.config import UserError
+from fusion.config.schema import MergeConfig, PathsConfig
 from fusion.merging import merge_folders
-from fusion.merging.adapter import open_target
 from fusion.merging.checkpoint import open_checkpoint
+from fusion.merging.targets import open_target
 from fusion.merging.verify import main as verify
+from fusion.tracking.inputs import find_inputs
 
 
 def llama(seed=0, dtype=torch.float32):
@@ -184,15 +184,8 @@ def test_an_adapter_needs_a_base_and_is_none(tmp_path):
         merge_folders("linear", base, [adapter], tmp_path / "out")
 
 
-def test_merge_py_takes_an_adapter(tmp_path):
-    base = saved_base(tmp_path, "plain")
-    adapters = [adapted(tmp_path, "plain", seed)[0] for seed in (1, 2)]
-    run = tmp_path / "run"
-    words = [f"targets=[{adapters[0]},{adapters[1]}]", f"base={base}", "merge=linear", f"hydra.run.dir={run}"]
-    words += [f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}"]
-    merge_py = Path(__file__).resolve().parents[2] / "merge.py"
-    subprocess.run([sys.executable, str(merge_py), *words], check=True, cwd=tmp_path, capture_output=True)
-    merged, bases = load_file(run / "model" / "model.safetensors"), open_checkpoint(base)
-    name = "model.layers.0.mlp.down_proj.weight"
-    targets = [open_target(adapter, bases)[name] for adapter in adapters]
-    torch.testing.assert_close(merged[name], sum(targets) / 2, rtol=1e-6, atol=1e-6)
+def test_stage_two_finds_adapters(tmp_path):
+    adapter, _ = adapted(tmp_path, "plain", 1)
+    config = MergeConfig(targets=[str(adapter)], base=str(saved_base(tmp_path, "plain")))
+    inputs = find_inputs(replace(config, paths=PathsConfig(runs=str(tmp_path / "runs"))))
+    assert [target.path for target in inputs.targets] == [adapter]
