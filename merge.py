@@ -142,7 +142,12 @@ def merge(tasks: "Sequence[Task]") -> None:
 
 
 def prepare(task: Task) -> None:
+    from fusion.merging import load_method
+    from fusion.merging.vocabulary import vocabulary_problems
+
     task.method, task.scale, task.parameters = checked_request(task.config.merge, len(task.inputs.targets))
+    is_measured = load_method(task.method).evidence is not None
+    raise_problems(vocabulary_problems(task.config.vocabulary, task.inputs.base is not None, is_measured))
     print(f"{task.method} of {', '.join(task.targets)} on {task.inputs.base}")
     task.evidence = evidence_for(task.config, task.inputs, task.method, task.parameters)
     task.record.lap("measure")

@@ -94,7 +94,8 @@ def merge_folders_together(
     outs = [Path(out).resolve() for out in outs]
     problems = [p for request in requests for p in request.problems(base is not None, len(targets))]
     problems += [problem for out in outs for problem in _out_problems(out)]
-    problems += vocabulary_problems(vocabulary, base is not None)
+    is_measured = any(request.evidence is not None for request in requests)
+    problems += vocabulary_problems(vocabulary, base is not None, is_measured)
     inputs = _open_inputs(base, targets, vocabulary, problems)
     problems += _architecture_problems(inputs) + state_problems(inputs)
     problems += space_problems(outs, _output_bytes(inputs))

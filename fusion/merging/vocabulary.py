@@ -156,10 +156,15 @@ def _table(folder: Path) -> TokenBytes:
     return token_bytes(load_tokenizer(ModelConfig(name=folder.name, path=str(folder))))
 
 
-def vocabulary_problems(vocabulary: str, has_base: bool) -> list[str]:
-    """What is wrong with the setting."""
+def vocabulary_problems(vocabulary: str, has_base: bool, is_measured: bool = False) -> list[str]:
+    """What is wrong with the setting; `is_measured`: the method weighs by what dialogues showed of the targets."""
     if vocabulary not in (ERROR, BASE):
         return [f"vocabulary={vocabulary}: choose {ERROR} or {BASE}; unions and intersections are not built"]
     if vocabulary == BASE and not has_base:
-        return [f"vocabulary={BASE} needs a base, whose tokens stay: give it"]
+        return [f"vocabulary={BASE} needs a base, whose tokens stay: give it (base=FOLDER)"]
+    if vocabulary == BASE and is_measured:
+        return [
+            f"vocabulary={BASE}: evidence is measured in the targets' own tokens, not in the base's: "
+            "merge by a method without evidence"
+        ]
     return []

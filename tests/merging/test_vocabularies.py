@@ -1,6 +1,8 @@
 """Targets with other tokens than the base's: whose rows meet, what the others get, and what is refused."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,14 +10,16 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import make_llama, make_qwen, make_tokenizer, save
 
+import merge
 from fusion.config import UserError
 from fusion.config.rules import settings_problems
-from fusion.config.schema import MergeConfig
+from fusion.config.schema import MergeConfig, PathsConfig
 from fusion.dialogues.token_bytes import token_bytes
 from fusion.merging import merge_folders
 from fusion.merging.checkpoint import open_checkpoint
 from fusion.merging.targets import open_target
 from fusion.merging.vocabulary import matching_rows
+from fusion.tracking.inputs import find_inputs
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -152,3 +156,41 @@ def test_the_setting_has_its_choices():
     assert settings_problems(MergeConfig(vocabulary="base")) == []
     (problem,) = settings_problems(MergeConfig(vocabulary="union"))
     assert problem.startswith("vocabulary=union: choose one of error, base")
+
+
+def task_of(tmp_path, base, targets, **changed):
+    settings = {"targets": [str(target) for target in targets], "vocabulary": "base", "merge": {"method": "linear"}}
+    config = MergeConfig(
+        **{**settings, **changed}, base=base and str(base), paths=PathsConfig(runs=str(tmp_path / "runs"))
+    )
+    record = SimpleNamespace(lap=lambda phase: None)
+    return merge.Task(config, SimpleNamespace(folder=tmp_path / "job"), find_inputs(config), record)
+
+
+def test_merges_in_memory_and_into_folders_are_one(tmp_path, base):
+    targets = [saved(tmp_path / f"t{seed}", extended(), seed=seed) for seed in (1, 2)]
+    tasks = [task_of(tmp_path, base, targets, merge={"method": name}) for name in ("linear", "task_arithmetic")]
+    for task in tasks:
+        merge.prepare(task)
+    for task, merged in merge.in_memory(tasks):
+        out = tmp_path / task.method
+        merge_folders(task.method, base, targets, out, vocabulary="base")
+        weights, written = merged.at_scale(1.0), load_file(out / "model.safetensors")
+        assert weights.keys() == written.keys()
+        assert all(torch.equal(weights[name], written[name]) for name in written)
+
+
+def test_jobs_merged_together_have_one_vocabulary(tmp_path, base):
+    target = saved(tmp_path / "target", make_tokenizer("byte_level", "chatml"), seed=1, padding=5)
+    task = task_of(tmp_path, base, [target])
+    other = replace(task, config=replace(task.config, vocabulary="error"))
+    assert merge._shared(task) == merge._shared(replace(task, config=replace(task.config, seed=1)))
+    assert merge._shared(task) != merge._shared(other)
+
+
+def test_stage_two_refuses_what_the_vocabulary_does_not_allow(tmp_path, base):
+    target = saved(tmp_path / "target", extended(), seed=1)
+    with pytest.raises(UserError, match="needs a base"):
+        merge.prepare(task_of(tmp_path, None, [target]))
+    with pytest.raises(UserError, match="a method without evidence"):
+        merge.prepare(task_of(tmp_path, base, [target], merge={"method": "fisher"}))
