@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from fusion.config.evaluate import EvaluateConfig
 from fusion.config.schema import MergeConfig, TrainConfig
 
 WORLD = "world:"
@@ -14,9 +15,11 @@ def looks_local(path: str) -> bool:
     return path.startswith(("/", ".", "~")) or path.count("/") != 1 or Path(path).exists()
 
 
-def missing_files(settings: TrainConfig | MergeConfig) -> list[str]:
-    """Every model folder and dialogue file that is named and not there."""
-    return list(_missing(settings)) if isinstance(settings, TrainConfig) else list(_missing_base(settings))
+def missing_files(settings: TrainConfig | MergeConfig | EvaluateConfig) -> list[str]:
+    """Every model folder and dialogue file that is named and not there; an evaluation looks for its own."""
+    if isinstance(settings, TrainConfig):
+        return list(_missing(settings))
+    return list(_missing_base(settings)) if isinstance(settings, MergeConfig) else []
 
 
 def _missing(settings: TrainConfig) -> Iterator[str]:

@@ -42,6 +42,11 @@ class ModelConfig:
     """Token that ends an assistant turn; found by rendering a probe dialogue when left out."""
     shape: ShapeConfig = field(default_factory=ShapeConfig)
 
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> "ModelConfig":
+        """From JSON."""
+        return ModelConfig(**{**plain, "shape": ShapeConfig(**plain.get("shape", {}))})
+
 
 @dataclass(frozen=True)
 class SourceConfig(ModelConfig):

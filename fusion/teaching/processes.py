@@ -6,7 +6,7 @@
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,7 +43,9 @@ class Task:
         """Write the task into `folder`."""
         settings = {
             "folder": str(self.folder),
-            "model": {field.name: getattr(self.model, field.name) for field in fields(ModelConfig)},
+            "model": {
+                name: one for name, one in asdict(self.model).items() if name in ModelConfig.__dataclass_fields__
+            },
             "vocab_size": self.vocab_size,
             "teacher": asdict(self.teacher),
             "threads": self.threads,
@@ -79,7 +81,7 @@ class Task:
         rest = iter(encoded)
         return cls(
             folder=Path(settings["folder"]),
-            model=ModelConfig(**settings["model"]),
+            model=ModelConfig.of(settings["model"]),
             vocab_size=settings["vocab_size"],
             teacher=TeacherConfig(**settings["teacher"]),
             threads=settings["threads"],

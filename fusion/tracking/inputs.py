@@ -47,7 +47,7 @@ class MergeInputs:
 
     @property
     def pivot(self) -> ModelConfig:
-        return ModelConfig(**self._first_lineage()["pivot"])
+        return ModelConfig.of(self._first_lineage()["pivot"])
 
     @property
     def data(self) -> DataConfig | None:

@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 
 def fact(text, name):
-    return re.search(rf"{re.escape(name)}\s+(\S+)", text)[1]
+    return re.search(rf"^\W*{re.escape(name)}\s+(\S+)", text, re.MULTILINE)[1]
 
 
 def test_a_sound_store(folder, capsys):
