@@ -44,7 +44,6 @@ class ModelConfig:
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> "ModelConfig":
-        """From JSON."""
         return ModelConfig(**{**plain, "shape": ShapeConfig(**plain.get("shape", {}))})
 
 

@@ -43,9 +43,7 @@ class Task:
         """Write the task into `folder`."""
         settings = {
             "folder": str(self.folder),
-            "model": {
-                name: one for name, one in asdict(self.model).items() if name in ModelConfig.__dataclass_fields__
-            },
+            "model": {name: asdict(self.model)[name] for name in ModelConfig.__dataclass_fields__},
             "vocab_size": self.vocab_size,
             "teacher": asdict(self.teacher),
             "threads": self.threads,
