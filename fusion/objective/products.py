@@ -1,7 +1,7 @@
 """Products of large matrices on a CPU.
 
 PyTorch multiplies float32 matrices by MKL, which has no AVX-512 for processors that are not Intel's: on an AMD EPYC
-(Zen 5) oneDNN, which PyTorch has too, is twice as fast (`experiments/benchmarks/objective.py`).
+(Zen 5) oneDNN, which PyTorch has too, is 1.6 times as fast on them (`experiments/benchmarks/objective.py`).
 """
 
 from collections.abc import Callable
