@@ -55,7 +55,7 @@ def test_every_other_alignment(workplace, targets):
 
 def test_hard_labels_of_several_sources_are_merged(workplace, targets):
     """References of the dialogues that a source won: targets, not a baseline."""
-    folder = workplace.runs / "hard"
+    folder = workplace.root / "hard"  # elsewhere, so that these are not the latest targets of other tests
     place = (f"paths.runs={folder}", f"hydra.sweep.dir={folder}/targets")
     workplace.run("train", "-m", *FEW, "experiments=hard_labels", "source=tiny_a,tiny_b", *place)
     row = result(folder / "targets" / "source=tiny_a")["comparison"][-1]
