@@ -13,7 +13,6 @@ BASELINE_RECIPE = ("objective", "optim", "trainer", "lora")
 RECIPE = ("teacher", "alignment", "fusion", *BASELINE_RECIPE)
 ATTEMPT = ("checkpoint_every_steps", "keep_checkpoints", "resume")
 """Settings of the trainer about the attempts that a training may take."""
-FACTS = ("shape", "num_dialogues")
 """Settings that only `plan=true` reads."""
 MACHINERY = {
     *("device", "placement", "processes", "workers", "worker", "batch_tokens", "shard_dialogues"),
@@ -396,5 +395,7 @@ def _without_records(settings: TrainConfig | MergeConfig) -> dict[str, Any]:
 def _deciding(settings: Any) -> Any:
     """What of a table decides about results: nothing about attempts, and no facts that only plans read."""
     if isinstance(settings, ModelConfig | DataConfig | TrainerConfig):
-        return {name: value for name, value in vars(settings).items() if name not in (*ATTEMPT, *FACTS)}
+        return {
+            name: value for name, value in vars(settings).items() if name not in (*ATTEMPT, "shape", "num_dialogues")
+        }
     return settings
