@@ -394,8 +394,7 @@ def _without_records(settings: TrainConfig | MergeConfig) -> dict[str, Any]:
 
 def _deciding(settings: Any) -> Any:
     """What of a table decides about results: nothing about attempts, and no facts that only plans read."""
-    if isinstance(settings, ModelConfig | DataConfig | TrainerConfig):
-        return {
-            name: value for name, value in vars(settings).items() if name not in (*ATTEMPT, "shape", "num_dialogues")
-        }
-    return settings
+    if not isinstance(settings, ModelConfig | DataConfig | TrainerConfig):
+        return settings
+    left_out = (*ATTEMPT, "shape", "num_dialogues")
+    return {name: value for name, value in vars(settings).items() if name not in left_out}
