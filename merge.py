@@ -85,8 +85,7 @@ def run_together(jobs: Jobs) -> None:
         try:
             merge(tasks)
         except UserError as error:
-            names = ", ".join(task.job.name for task in tasks)
-            problems += [f"{names}: {problem}" for problem in error.problems]
+            problems += error.problems
     compare_folder(jobs[0][1].folder.parent, sweep_command())
     raise_problems(problems)
 
@@ -131,14 +130,34 @@ def merge(tasks: "Sequence[Task]") -> None:
     import torch
 
     torch.set_num_threads(tasks[0].config.threads)
+    problems: list[str] = []
     with ExitStack() as records:
-        for task in tasks:
-            records.enter_context(task.record)
+        ready = [task for task in tasks if is_ready(task, records, problems)]
+        try:
+            if ready:
+                (merge_and_save if ready[0].config.save else merge_and_score)(ready)
+        except UserError as error:
+            raise UserError([*problems, *_of(ready, error)]) from error
+    raise_problems(problems)
+
+
+def is_ready(task: Task, records: ExitStack, problems: list[str]) -> bool:
+    """Whether the job can be merged; a mistake in it stops no other one. Its record ends with `records`."""
+    try:
+        with ExitStack() as own:
+            own.enter_context(task.record)
             prepare(task)
-        if tasks[0].config.save:
-            merge_and_save(tasks)
-        else:
-            merge_and_score(tasks)
+            records.enter_context(own.pop_all())
+    except UserError as error:
+        problems += _of([task], error)
+        return False
+    return True
+
+
+def _of(tasks: "Sequence[Task]", error: UserError) -> list[str]:
+    """The problems of an error, with the jobs of a sweep that they are about; a job alone needs no name."""
+    names = ", ".join(task.job.name for task in tasks)
+    return [f"{names}: {problem}" if tasks[0].config.sweep == "fused" else problem for problem in error.problems]
 
 
 def prepare(task: Task) -> None:

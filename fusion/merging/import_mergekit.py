@@ -33,6 +33,7 @@ IGNORED = {
     "eps": "directions without length have rules of their own here",
 }
 HEAD = "over the layers (gradient): the final norm and the head get the last anchor; mergekit gives them the first"
+BY_NUMBER = "tokenizer_source: this merge has no base here, and embeddings are merged row by row: tokens must agree"
 PLAIN = re.compile(r"[\w./-]+")
 
 
@@ -44,21 +45,25 @@ class Imported:
     parameters: dict[str, Any] = field(default_factory=dict)
     targets: list[str] = field(default_factory=list)
     base: str | None = None
+    vocabulary: str | None = None
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
+    def _inputs(self) -> dict[str, Any]:
+        given = {"targets": self.targets, "base": self.base, "vocabulary": self.vocabulary}
+        return {name: value for name, value in given.items() if value}
+
+    @property
     def overrides(self) -> list[str]:
         """The arguments of merge.py."""
-        inputs = {"targets": self.targets} | ({"base": self.base} if self.base else {})
-        settings = inputs | {f"merge.{name}": value for name, value in self.parameters.items()}
+        settings = self._inputs | {f"merge.{name}": value for name, value in self.parameters.items()}
         return [f"merge={self.method}", *(f"{name}={_written(value)}" for name, value in settings.items())]
 
     @property
     def study(self) -> str:
         """The same as a file for `experiments/`."""
-        settings: dict[str, Any] = {"defaults": [{"override /merge": self.method}], "targets": self.targets}
-        settings |= {"base": self.base} if self.base else {}
+        settings: dict[str, Any] = {"defaults": [{"override /merge": self.method}], **self._inputs}
         settings |= {"merge": self.parameters} if self.parameters else {}
         lines = ["# @package _global_", "# merge.py: imported from a configuration of mergekit."]
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
@@ -142,6 +147,9 @@ def _fill(
         targets = models if rule.targets == "all" else others
     imported.method, imported.targets = rule.ours, [name for name, _ in targets]
     imported.base = str(base) if base and rule.targets == "others" else None
+    if _tokenizer_source(config):
+        imported.vocabulary = "base" if imported.base else None
+        imported.notes += [] if imported.base else [BY_NUMBER]
     shared = config.get("parameters") or {}
     imported.notes += rule.notes + tuple(_unread(rule, shared, [parameters for _, parameters in models]))
     scopes = {"each": others, "all": models}
@@ -194,15 +202,19 @@ def _unread(rule: Rule, shared: Mapping[str, Any], own: Sequence[Mapping[str, An
 
 
 def _tokenizer_problems(config: Mapping[str, Any]) -> list[str]:
-    source, tokenizer = config.get("tokenizer_source"), config.get("tokenizer")
-    if isinstance(tokenizer, Mapping):
-        source = source or tokenizer.get("source")
+    source, tokenizer = _tokenizer_source(config), config.get("tokenizer")
     problems = []
     if source not in (None, "base", config.get("base_model")):
         problems.append(f"tokenizer_source: '{source}' is not built: leave it out, or give `base`")
     if tokenizer and (not isinstance(tokenizer, Mapping) or set(tokenizer) != {"source"}):
         problems.append("tokenizer: embeddings of single tokens and padding are not built: give `source: base` alone")
     return problems
+
+
+def _tokenizer_source(config: Mapping[str, Any]) -> Any:
+    """Whose tokens the merged model gets; None: nothing is said, and rows are merged by their numbers."""
+    tokenizer = config.get("tokenizer")
+    return config.get("tokenizer_source") or (tokenizer.get("source") if isinstance(tokenizer, Mapping) else None)
 
 
 def _has_gradient(value: object) -> bool:

@@ -14,7 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from fusion.cache import begin_uses, canonical_json, record_uses, write_json, write_text
+from fusion.config import UserError
 from fusion.config.launch import Job
 
 PACKAGES = (
@@ -28,11 +31,15 @@ PACKAGES = (
     "numpy",
 )
 RESULT, LINEAGE = "result.json", "lineage.json"
+LOCK = ".lock"
 
 
 @dataclass
 class RunRecord:
-    """Writes what a job was and became. `result.json` says running, finished or failed, with the reason."""
+    """Writes what a job was and became. `result.json` says running, finished or failed, with the reason.
+
+    While it is open no other process works in the job's folder; entering raises UserError when one does.
+    """
 
     job: Job
     stage: str
@@ -43,6 +50,7 @@ class RunRecord:
     _is_finished: bool = False
 
     def __enter__(self) -> "RunRecord":
+        self._lock = self._locked()
         begin_uses()
         write_text(self.job.folder / "config.yaml", self.job.config_yaml)
         write_text(self.job.folder / "command.txt", self.job.command + "\n")
@@ -54,6 +62,18 @@ class RunRecord:
     ) -> None:
         if error is not None and not self._is_finished:  # a page that fails later takes nothing back
             self._write({"status": "failed", "reason": f"{type(error).__name__}: {error}"})
+        self._lock.release()
+
+    def _locked(self) -> FileLock:
+        """The lock's file stays: who deletes it may take it from under a process that waits for it."""
+        self.job.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.job.folder / LOCK, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            problem = "another process is at this job: wait for it, or choose another folder (hydra.run.dir)"
+            raise UserError(f"{self.job.folder}: {problem}") from error
+        return lock
 
     def lap(self, name: str) -> None:
         """Book the seconds since the last lap under `name`."""

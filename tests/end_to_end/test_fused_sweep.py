@@ -79,3 +79,13 @@ def test_scores_without_a_model_on_the_disk(workplace, merges, sweeps):
     assert result(searched)["scale"] == result(saved)["scale"]
     assert result(searched)["scale_search"] == result(saved)["scale_search"]
     assert merged_row(searched)["scores"] == merged_row(saved)["scores"]
+
+
+def test_a_mistake_in_one_job_of_a_fused_sweep_stops_no_other(workplace, targets):
+    folder = workplace.runs / "one_is_wrong"
+    words = ("merge=sce", "merge.tau=0.5,7", "sweep=fused", "evaluation=none", f"hydra.sweep.dir={folder}")
+    printed = workplace.run("merge", "-m", *words, code=2)
+    assert "merge.tau=7: merge method 'sce': tau must be" in printed
+    assert "merge.tau=0.5: " not in printed.split("problem", 1)[1]
+    assert result(folder / "merge.tau=0.5")["status"] == "finished"
+    assert result(folder / "merge.tau=7")["status"] == "failed"

@@ -134,6 +134,19 @@ def test_filters_fall_through_to_the_whole_merges_values():
     assert bare.problems == ["weight: has no value for tensors that no filter fits"]
 
 
+def test_the_base_s_tokens_are_the_merged_model_s():
+    """mergekit matches rows by tokens then; where nothing is said it merges them by their numbers."""
+    found = of_method("ties", "{weight: 1, tokenizer_source: base}")
+    assert found.vocabulary is None  # no parameter
+    for line in ("tokenizer_source: base", "tokenizer: {source: base}"):
+        found = of_method("ties", base=f"base_model: p\n{line}")
+        assert "vocabulary=base" in found.overrides
+        assert yaml.safe_load(found.study)["vocabulary"] == "base"
+    alone = of_method("linear", base="base_model: a\ntokenizer_source: base")
+    assert alone.vocabulary is None
+    assert any("no base here" in note for note in alone.notes)
+
+
 def test_all_problems_come_together():
     problems = problems_of("""
         merge_method: tiess
@@ -181,7 +194,7 @@ def test_unknown_keys_are_named():
 
 @pytest.mark.parametrize("method", RULES)
 def test_every_rule_sets_parameters_that_the_method_has(method):
-    models = "a: {weight: 1}" if method in ("slerp", "nearswap") else "a: {weight: 1}, b: {weight: 1}"
+    models = "a: {weight: 1}" if method in ("slerp", "nearswap", "arcee_fusion") else "a: {weight: 1}, b: {weight: 1}"
     models = "p: {weight: 1}" if method == "passthrough" else models
     found = of_method(method, "{t: 0.5, weight: 1}", models)
     assert not found.problems

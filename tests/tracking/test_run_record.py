@@ -34,6 +34,27 @@ def strictly(path):
     return json.loads(path.read_text("utf-8"), parse_constant=refuse)
 
 
+def test_a_second_process_is_refused_and_takes_nothing_back(job):
+    """One that was killed does not stand in the way."""
+    program = (
+        "import sys; from pathlib import Path; from fusion.config.launch import Job; "
+        "from fusion.tracking.record import RunRecord; job = Job(Path(sys.argv[1]), 'job', '', '', None); "
+        "held = RunRecord(job, 'train', 3, 'abc'); held.__enter__(); print('in', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(job.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "in\n"
+        before = (job.folder / "result.json").read_bytes()
+        with pytest.raises(UserError, match="another process is at this job"), record(job):
+            pass
+        assert (job.folder / "result.json").read_bytes() == before
+        other.kill()
+    with record(job) as one:
+        one.finish({}, {})
+    assert is_finished(job.folder, "abc")
+
+
 def test_a_finished_job(job):
     with record(job) as one:
         assert read_result(job.folder)["status"] == "running"

@@ -96,6 +96,11 @@ RULES = {
         base="unused",
     ),
     "nearswap": Rule("nearswap", {"t": Parameter("t")}),
+    "arcee_fusion": Rule(
+        "arcee_fusion",
+        {},
+        notes=("quantiles are exact, and divergences in float64: mergekit samples the quantiles of large tensors",),
+    ),
     "ram": Rule("ram", {"epsilon": RAM_EPSILON}, fixed={"boost": 0.0}),
     "ramplus_tl": Rule(
         "ram", {"epsilon": RAM_EPSILON, "r": Parameter("boost", 0.1), "alpha": Parameter("limit", 0.2)}
