@@ -21,7 +21,7 @@ KINDS = ("ddp", "fsdp", "fsdp1")
 def data(tmp_path_factory, tiny_source):
     """No dropout, whose draws belong to a number of processes."""
     module = prepared(tmp_path_factory.mktemp("devices"), tiny_source, dropout=0.0)
-    return changed(module, optim=replace(module.config.optim, grad_clip=0.0), keep_checkpoints=9)
+    return changed(module, keep_checkpoints=9)
 
 
 def losses_of(data, folder, start=None):

@@ -66,25 +66,19 @@ def alone(data, cut):
     return [float(one.loss) for one in seen], [float(one.grad_norm) for one in seen], dict(model.named_parameters())
 
 
-def clips(data, kind):
-    """The older FSDP has shards of its own, over which norms are not taken."""
-    return replace(data.config.optim, grad_clip=0.0 if kind == "fsdp1" else data.config.optim.grad_clip)
-
-
 def test_two_processes_learn_what_one_learns(data, tmp_path):
     configs = {}
     for kind, cut in PAIRS:
-        module = changed(data, **CUTS[cut], optim=clips(data, kind))
+        module = changed(data, **CUTS[cut])
         configs[f"{kind}-{cut}"] = replace(module.config, parallel=KINDS[kind])
     found = run_fits(tmp_path, data, configs)
     for kind, cut in PAIRS:
-        losses, norms, weights = alone(changed(data, optim=clips(data, kind)), cut)
+        losses, norms, weights = alone(data, cut)
         name, run = f"{kind}-{cut}", found[f"{kind}-{cut}"]
         assert len(losses) >= STEPS
         assert run.losses == pytest.approx(losses, rel=LOSS), name
-        if kind != "fsdp1":
-            assert max(norms) > data.config.optim.grad_clip > 0
-            assert run.norms == pytest.approx(norms, rel=NORM), name
+        assert max(norms) > data.config.optim.grad_clip > 0
+        assert run.norms == pytest.approx(norms, rel=NORM), name
         exported = load_file(run.model / "model.safetensors")
         for weight, tensor in exported.items():
             torch.testing.assert_close(tensor, weights[weight].detach(), rtol=WEIGHT, atol=WEIGHT)
