@@ -4,6 +4,7 @@ Nothing here knows of chunks, of log-sum-exps or of gathered logits. Gradients a
 """
 
 import torch
+from hypothesis import strategies as st
 from torch.nn.functional import linear
 
 from fusion.alignment.target_kind import TargetKind
@@ -13,6 +14,18 @@ from fusion.objective.target_loss import Targets
 
 torch.set_num_threads(1)  # forked processes do not inherit the others
 
+FEW = {"rows": 6, "hidden": 4, "vocab": 9, "entries": 3, "bias": True}
+shapes = st.fixed_dictionaries(
+    {
+        "rows": st.integers(0, 9),
+        "hidden": st.integers(1, 6),
+        "vocab": st.integers(1, 12),
+        "entries": st.integers(0, 5),
+        "seed": st.integers(0, 10**6),
+        "bias": st.booleans(),
+    }
+)
+chunks = st.sampled_from([None, 1, 2, 3, 100])
 FORMS = {
     "scale": TargetForm(),
     "bucket": TargetForm(tail="bucket"),

@@ -5,15 +5,18 @@ import math
 import pytest
 import torch
 from dense_losses import (
+    FEW,
     FORMS,
     assert_close,
     assert_same,
+    chunks,
     divergence,
     entries_drawn,
     gradients,
     inputs_of,
     logits_of,
     on_support,
+    shapes,
     stage1_loss,
     targets_of,
 )
@@ -27,18 +30,6 @@ from fusion.objective.target_loss import Targets, target_loss
 
 LOSSES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
 TAILS = ("scale", "bucket")
-FEW = {"rows": 6, "hidden": 4, "vocab": 9, "entries": 3, "bias": True}
-shapes = st.fixed_dictionaries(
-    {
-        "rows": st.integers(0, 8),
-        "hidden": st.integers(1, 6),
-        "vocab": st.integers(1, 12),
-        "entries": st.integers(0, 5),
-        "seed": st.integers(0, 10**6),
-        "bias": st.booleans(),
-    }
-)
-chunks = st.sampled_from([None, 1, 2, 3, 100])
 temperatures = st.sampled_from([0.5, 1.0, 2.0, 7.0])
 
 

@@ -3,13 +3,16 @@
 import pytest
 import torch
 from dense_losses import (
+    FEW,
     FORMS,
     assert_close,
     assert_same,
+    chunks,
     gradients,
     inputs_of,
     is_certain,
     logits_of,
+    shapes,
     span_distance,
     stage1_loss,
     targets_of,
@@ -20,19 +23,7 @@ from hypothesis import strategies as st
 from fusion.objective.sparse_loss import sparse_cross_entropy
 from fusion.objective.target_loss import Head, Targets, bernoulli_divergence, target_loss
 
-shapes = st.fixed_dictionaries(
-    {
-        "rows": st.integers(0, 9),
-        "hidden": st.integers(1, 6),
-        "vocab": st.integers(1, 12),
-        "entries": st.integers(0, 5),
-        "seed": st.integers(0, 10**6),
-        "bias": st.booleans(),
-    }
-)
-chunks = st.sampled_from([None, 1, 2, 3, 100])
 lambdas = st.sampled_from([0.0, 0.2, 0.9, 1.0])
-FEW = {"rows": 6, "hidden": 4, "vocab": 9, "entries": 3, "bias": True}
 
 
 @pytest.mark.parametrize("name", FORMS)

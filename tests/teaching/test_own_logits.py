@@ -2,19 +2,9 @@
 
 import pytest
 import torch
+from scaled_heads import MODELS, make
 from tiny_models import make_llama
-from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    FalconH1Config,
-    FalconH1ForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GraniteConfig,
-    GraniteForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-)
+from transformers import OPTConfig, OPTForCausalLM
 
 from fusion.config import UserError
 from fusion.teaching import forward
@@ -22,33 +12,6 @@ from fusion.teaching.causal_lm import has_plain_head
 from fusion.teaching.forward import RowReader, has_own_logits, own_logits
 
 SIZE = 300
-SMALL = {
-    "vocab_size": SIZE,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "initializer_range": 0.3,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-MAMBA = {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
-MODELS = {
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"final_logit_softcapping": 5.0}),
-    "granite": (GraniteForCausalLM, GraniteConfig, {"logits_scaling": 3.0}),
-    "cohere": (CohereForCausalLM, CohereConfig, {"logit_scale": 0.3}),
-    "falcon_h1": (FalconH1ForCausalLM, FalconH1Config, {"lm_head_multiplier": 0.2, **MAMBA}),
-}
-
-
-def make(name):
-    model, config, special = MODELS[name]
-    torch.manual_seed(0)
-    return model(config(**SMALL, **special)).eval()
 
 
 def opt():
@@ -70,7 +33,7 @@ def asked():
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_they_equal_those_of_the_whole_forward(name, asked):
-    model = make(name)
+    model = make(name, SIZE)
     assert not has_plain_head(model)
     assert has_own_logits(model)
     logits = model(**asked).logits.flatten(0, 1)
@@ -81,7 +44,7 @@ def test_they_equal_those_of_the_whole_forward(name, asked):
 
 @torch.no_grad()
 def test_the_model_is_left_as_it_was(asked):
-    model = make("gemma2")
+    model = make("gemma2", SIZE)
     decoder, names = model.base_model, set(vars(model.base_model))
     before = model(**asked).logits
     states = model.base_model(**asked)
@@ -96,7 +59,7 @@ def test_the_model_is_left_as_it_was(asked):
 
 
 def test_hooks_on_the_decoder_stay(asked):
-    model = make("granite")
+    model = make("granite", SIZE)
     forward_of_class, calls = model.base_model.forward, []
 
     def hooked(*arguments, **named):

@@ -5,21 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from dense_losses import stage1_loss_of_logits
+from scaled_heads import MODELS, make
 from stage1_settings import settings
 from tiny_models import make_llama, make_tokenizer, save
-from transformers import (
-    AutoModelForCausalLM,
-    CohereConfig,
-    CohereForCausalLM,
-    FalconH1Config,
-    FalconH1ForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GraniteConfig,
-    GraniteForCausalLM,
-)
+from transformers import AutoModelForCausalLM, Gemma2ForCausalLM
 
 from fusion.alignment.target_kind import TargetKind
 from fusion.config import UserError
@@ -34,37 +23,9 @@ from fusion.training.data import FusionDataModule
 from fusion.training.fit import fit
 from fusion.training.module import FusionModule
 
-SMALL = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "initializer_range": 0.3,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-MAMBA = {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
-PIVOTS = {
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"final_logit_softcapping": 5.0}),
-    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, {"final_logit_softcapping": 3.0}),
-    "granite": (GraniteForCausalLM, GraniteConfig, {"logits_scaling": 3.0}),
-    "cohere": (CohereForCausalLM, CohereConfig, {"logit_scale": 0.3}),
-    "falcon_h1": (FalconH1ForCausalLM, FalconH1Config, {"lm_head_multiplier": 0.2, **MAMBA}),
-}
 PADDED = 64
 """Rows of the pivots' heads beyond their tokeniser's ids."""
 CE_WEIGHT = 0.3
-
-
-def make(name, vocab_size):
-    model, config, special = PIVOTS[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return model(config(vocab_size=vocab_size, **SMALL, **special)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +99,7 @@ def assert_same_step(found, wanted, tolerance=2e-5):
         assert metrics[f"train/{name}"] == pytest.approx(value, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", PIVOTS)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_pivot_that_scales_or_caps_its_logits(name, pivots, prepared, monkeypatch):
     pivot = pivots(name)
     assert not has_plain_head(make(name, 100))
@@ -192,7 +153,7 @@ def test_preparing_refuses_it_too(folder, tiny_pivot, tiny_source):
 
 def test_what_a_config_says_is_read():
     assert read_head(make_llama(50))[2:] == (1.0, None)
-    found = {name: read_head(make(name, 50))[2:] for name in PIVOTS}
+    found = {name: read_head(make(name, 50))[2:] for name in MODELS}
     assert found["gemma2"] == (1.0, 5.0)
     assert found["granite"] == (pytest.approx(1 / 3), None)
     assert found["cohere"] == (0.3, None)
