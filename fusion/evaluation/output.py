@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from fusion.cache import write_json, write_text
 from fusion.evaluation.sheet import ScoreSheet, item_rows
 from fusion.evaluation.significance import all_pairs, markdown
+from fusion.tracking.page import render
 
 TABLES = "evaluation.md"
 PAGE = "answers.html.j2"
@@ -42,7 +41,7 @@ def write_evaluation(folder: Path, scorers: Sequence[Sequence[ScoreSheet]]) -> l
     questions = _side_by_side(sheets)
     if not questions:
         return [folder / TABLES]
-    write_text(folder / "answers.html", _page(questions))
+    write_text(folder / "answers.html", render(PAGE, Path(__file__).parent, questions=questions))
     return [folder / TABLES, folder / "answers.html"]
 
 
@@ -84,14 +83,3 @@ def _side_by_side(sheets: Sequence[ScoreSheet]) -> list[dict[str, Any]]:
             score = None if item is None or item.score is None else sheet.factor * item.score
             one["answers"].append({"model": sheet.model, "score": score, "turns": line["choices"][0]["turns"]})
     return list(questions.values())
-
-
-def _page(questions: Sequence[Mapping[str, Any]]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(PAGE).render(questions=questions)

@@ -1,4 +1,4 @@
-"""Pages that need no network: templates of this folder, filled in."""
+"""Pages that need no network: templates, filled in."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fusion.tracking.summary import count_text, decimal_text, percent
 
+HERE = Path(__file__).parent
 
-def render(template: str, **values: object) -> str:
-    """The template with the values in it; text is escaped, and a value that is missing is an error."""
+
+def render(template: str, folder: Path = HERE, **values: object) -> str:
+    """The template of that folder with the values in it; text is escaped, and a missing value is an error."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
