@@ -60,8 +60,9 @@ def _task_arithmetic(deltas_JN: np.ndarray, name: str, parameters: dict[str, Any
 
 def _dare_linear(deltas_JN: np.ndarray, name: str, parameters: dict[str, Any]) -> np.ndarray:
     """Our masks: another program's cannot be known."""
-    limit = np.uint64(int(parameters["density"] * 2**64))
-    masks_JN = np.stack([random_words(0, j, name, 0, deltas_JN.shape[1]) < limit for j in range(len(deltas_JN))])
+    num_targets, num_elements = deltas_JN.shape
+    words_JN = np.stack([random_words(num_elements, (0, j, name)) for j in range(num_targets)])
+    masks_JN = words_JN < parameters["density"] * 2**32
     return (deltas_JN * masks_JN / parameters["density"]).mean(axis=0)
 
 

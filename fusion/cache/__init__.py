@@ -1,7 +1,14 @@
 """Content-addressed folders: work that is finished is never done twice, and never seen half-done."""
 
 from fusion.cache.atomic import fsync_tree, write_bytes, write_json, write_text
-from fusion.cache.fingerprint import canonical_json, code_version, file_hash, fingerprint, folder_hash
+from fusion.cache.fingerprint import (
+    canonical_json,
+    code_version,
+    file_hash,
+    fingerprint,
+    folder_hash,
+    source_version,
+)
 from fusion.cache.folder import cached_folder
 from fusion.cache.shared import Pieces, make_share, shared_folder
 from fusion.cache.users import begin_uses, record_uses
@@ -19,6 +26,7 @@ __all__ = [
     "make_share",
     "record_uses",
     "shared_folder",
+    "source_version",
     "write_bytes",
     "write_json",
     "write_text",

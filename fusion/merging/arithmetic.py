@@ -119,7 +119,7 @@ def agreed_sum(
     `renormalize` divides per position by the sum of the agreeing weights; a divisor of zero counts as 1, and one
     below `least_divisor` as that. Zeros agree with nobody. The share of erased entries goes to `block`'s notes.
     """
-    block.note("erased", lambda: _erased(deltas_JN, _agreeing(deltas_JN, weights_J, signs_N)))
+    block.note("erased", lambda: _erased(deltas_JN, weights_J, signs_N))
     if on_cpu(deltas_JN):
         total_N = torch.empty_like(signs_N)
         options = renormalize, float(least_divisor)
@@ -148,6 +148,9 @@ def _agreeing(deltas_JN: Tensor, weights_J: Tensor, signs_N: Tensor) -> Tensor:
     return agreeing_JN.clamp_(min=0)
 
 
-def _erased(deltas_JN: Tensor, agreeing_JN: Tensor) -> tuple[int, int]:
+def _erased(deltas_JN: Tensor, weights_J: Tensor, signs_N: Tensor) -> tuple[int, int]:
+    """How many of the deltas that are not zero do not agree, and how many there are."""
+    if on_cpu(deltas_JN):
+        return kernels.count_erased(rows(deltas_JN), wide(weights_J), signs_N.numpy())
     num_deltas = int(torch.count_nonzero(deltas_JN))
-    return num_deltas - int(torch.count_nonzero(agreeing_JN)), num_deltas
+    return num_deltas - int(torch.count_nonzero(_agreeing(deltas_JN, weights_J, signs_N))), num_deltas

@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fusion.merging.arithmetic import weighted_sum
 from fusion.merging.deltas import LONGEST_ROW, Block, TensorDeltas
 from fusion.merging.method import MergedDelta
 
@@ -63,7 +62,7 @@ def on_directions(deltas: TensorDeltas, coefficients: Coefficients, unit: Unit =
     products_JJ = deltas.reduce(lambda block: _products(block.deltas_JN[:, None])[0].cpu())
     found_J = coefficients(Directions.of(products_JJ))
     events = (WHOLE_TENSOR,) if unit == "row" else ()
-    return MergedDelta(lambda block: weighted_sum(block.deltas_JN, found_J), found_J, events)
+    return MergedDelta.weighted(found_J, events)
 
 
 def _by_row(deltas: TensorDeltas, coefficients: Coefficients) -> MergedDelta:

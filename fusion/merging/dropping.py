@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fusion.merging.deltas import Block, TensorDeltas
-from fusion.merging.random_mask import random_keep, random_shares
+from fusion.merging.random_mask import random_shares, write_kept
 from fusion.merging.ranking import relative_ranks
+from fusion.merging.workspace import scratch
 
 Rescale = Literal["density", "l1"]
 Dropped = Callable[[Block], Tensor]
@@ -25,18 +26,23 @@ def drop_and_rescale(deltas: TensorDeltas, densities_J: Tensor, rescale: Rescale
     `"l1"` multiplies it so that each target's tensor keeps its L1 norm (nothing happens to norms below 1e-7).
     """
 
-    def kept(block: Block) -> Tensor:
-        keep_JN = torch.empty_like(block.deltas_JN)
-        for target, density in enumerate(densities_J.tolist()):
-            keep_JN[target] = random_keep(
-                density, block.num_elements, seed=deltas.seed, target=target, name=deltas.name, start=block.start
-            )
-        return keep_JN.mul_(block.deltas_JN)
+    densities = densities_J.tolist()
+    divisors = densities if rescale == "density" else [1.0] * len(densities)
 
-    if rescale == "l1":
-        return _with_l1_of(deltas, kept)
-    divisors_J1 = densities_J[:, None]
-    return lambda block: kept(block).div_(divisors_J1.to(block.deltas_JN))
+    def kept(block: Block) -> Tensor:
+        kept_JN = scratch("kept", block.deltas_JN)
+        for target, (density, divisor) in enumerate(zip(densities, divisors, strict=True)):
+            write_kept(
+                block.deltas_JN[target],
+                density,
+                divisor,
+                kept_JN[target],
+                key=(deltas.seed, target, deltas.name),
+                start=block.start,
+            )
+        return kept_JN
+
+    return _with_l1_of(deltas, kept) if rescale == "l1" else kept
 
 
 def drop_by_rank(deltas: TensorDeltas, densities_J: Tensor, epsilon: float, rescale: Rescale) -> Dropped:
@@ -55,9 +61,7 @@ def drop_by_rank(deltas: TensorDeltas, densities_J: Tensor, epsilon: float, resc
     def kept(block: Block, chances_JN: Tensor) -> Tensor:
         keep_JN = torch.empty_like(block.deltas_JN)
         for target, chances_N in enumerate(chances_JN):
-            shares_N = random_shares(
-                block.num_elements, seed=deltas.seed, target=target, name=deltas.name, start=block.start
-            )
+            shares_N = random_shares(block.num_elements, (deltas.seed, target, deltas.name), block.start)
             keep_JN[target] = shares_N.to(chances_N) < chances_N
         return keep_JN.mul_(block.deltas_JN)
 

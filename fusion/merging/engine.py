@@ -7,21 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fusion.config import UserError, raise_problems
 from fusion.config.schema import EngineConfig
-from fusion.merging import kernels
-from fusion.merging.arithmetic import is_finite, on_cpu
 from fusion.merging.evidence import Evidence
-from fusion.merging.merger import Merge, Sink, merge_together
-from fusion.merging.operands import wide_dtype
+from fusion.merging.merger import Merge, merge_together
 from fusion.merging.plan import MergePlan, MergeRequest, State
 from fusion.merging.report import MergeReport
 from fusion.merging.resources import checked_resources
+from fusion.merging.rounding import scaled_sum
 from fusion.merging.statistics import TensorRecord
 
 
 @dataclass(frozen=True)
-class Held(Sink):
+class Held:
     """Merged tensors in memory, or the unscaled deltas when `scale` is None."""
 
     scale: float | None
@@ -32,34 +29,8 @@ class Held(Sink):
         dtypes = {name: torch.float32 if scale is None else plan.specs[name].dtype for name in plan.merged_names}
         return cls(scale, {name: torch.empty(plan.specs[name].shape, dtype=dtype) for name, dtype in dtypes.items()})
 
-    def write(self, name: str, start: int, origin_N: Tensor | None, delta_N: Tensor) -> None:
-        tensor = self.tensors[name]
-        if self.scale is None:
-            raise_problems([] if is_finite(delta_N) else [f"'{name}': the merged delta is not finite"])
-            values_N = delta_N
-        else:
-            values_N = scaled_sum(name, origin_N, delta_N, self.scale, tensor.dtype)
-        tensor.view(-1)[start : start + len(values_N)] = values_N
-
-
-def scaled_sum(name: str, origin_N: Tensor | None, delta_N: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """base + scale * delta in `dtype`, rounded once.
-
-    Raises:
-        UserError: the result overflows the dtype.
-    """
-    rounded_N = torch.empty(delta_N.shape, dtype=dtype, device=delta_N.device)
-    if dtype == torch.bfloat16 and on_cpu(delta_N) and origin_N is not None:
-        arrays = delta_N.reshape(-1).numpy(), origin_N.reshape(-1).float().numpy()
-        finite = kernels.round_to_bfloat16(*arrays, scale, rounded_N.view(-1).view(torch.uint16).numpy())
-    else:
-        merged_N = delta_N.to(wide_dtype(dtype)) * scale
-        if origin_N is not None:
-            merged_N += origin_N.to(merged_N)
-        finite = is_finite(rounded_N.copy_(merged_N))
-    if not finite:
-        raise UserError(f"'{name}' overflows {dtype} at scale {scale:g}: choose a smaller scale")
-    return rounded_N
+    def write(self, name: str, start: int, values_N: Tensor) -> None:
+        self.tensors[name].view(-1)[start : start + len(values_N)] = values_N
 
 
 @dataclass(frozen=True)

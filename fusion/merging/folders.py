@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fusion.cache import code_version, fingerprint
+from fusion.cache import fingerprint, source_version
 from fusion.config import UserError, raise_problems
 from fusion.config.schema import EngineConfig
 from fusion.merging.checkpoint import CONFIG_FILE, Checkpoint, is_adapter, links_outside, open_checkpoint
@@ -168,7 +168,7 @@ def _key(plan: MergePlan, vocabulary: str, stamps: Sequence[Stamp]) -> str:
             "request": [plan.method.name, plan.parameters, plan.scale, plan.seed, list(plan.inputs), vocabulary],
             "inputs": stamps,
             "evidence": plan.evidence.name if plan.evidence else None,
-            "code": code_version("fusion.merging", *own),
+            "code": source_version("fusion.merging", *own),
         }
     )
 

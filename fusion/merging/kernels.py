@@ -138,6 +138,14 @@ def weighted_sum(values_KN: Any, weights_K: Any, total_N: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
+def _add_votes(deltas_T: Any, weight: Any, signs_T: Any, sum_T: Any, divisor_T: Any) -> None:
+    for n in range(len(deltas_T)):
+        voted = np.float64(deltas_T[n]) * weight * np.float64(signs_T[n])
+        sum_T[n] += max(voted, 0.0)
+        divisor_T[n] += weight if voted > 0.0 else 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def agreed_sum(
     deltas_KN: Any, weights_K: Any, signs_N: Any, renormalize: bool, least_divisor: float, total_N: Any
 ) -> None:
@@ -148,18 +156,29 @@ def agreed_sum(
         sum_T[:] = 0.0
         divisor_T[:] = 0.0
         for k in range(len(deltas_KN)):
-            deltas_T, weight = deltas_KN[k, start : start + TILE], weights_K[k]
-            for n in range(len(total_T)):
-                voted = np.float64(deltas_T[n]) * weight * np.float64(signs_T[n])
-                sum_T[n] += voted if voted > 0.0 else 0.0
-                divisor_T[n] += weight if voted > 0.0 else 0.0
+            _add_votes(deltas_KN[k, start : start + TILE], weights_K[k], signs_T, sum_T, divisor_T)
+        if not renormalize:
+            divisor_T[:] = 1.0
+        for n in range(TILE):
+            divisor = max(divisor_T[n], least_divisor) if least_divisor > 0.0 else divisor_T[n]
+            divisor_T[n] = divisor if divisor != 0.0 else 1.0
         for n in range(len(total_T)):
-            divisor = divisor_T[n] if renormalize else 1.0
-            divisor = max(divisor, least_divisor) if least_divisor > 0.0 else (divisor if divisor != 0.0 else 1.0)
-            total_T[n] = np.float32(sum_T[n] * np.float64(signs_T[n]) / divisor)
+            total_T[n] = np.float32(sum_T[n] * np.float64(signs_T[n]) / divisor_T[n])
 
 
 @njit(cache=True, nogil=True)
+def count_erased(deltas_KN: Any, weights_K: Any, signs_N: Any) -> tuple[int, int]:
+    """How many deltas that are not zero have the sign against the majority (or no weight), and how many there are."""
+    agreeing, nonzero = 0, 0
+    for k in range(len(deltas_KN)):
+        deltas_N, weight = deltas_KN[k], weights_K[k]
+        for n in range(len(signs_N)):
+            nonzero += deltas_N[n] != ZERO
+            agreeing += np.float64(deltas_N[n]) * weight * np.float64(signs_N[n]) > 0.0
+    return nonzero - agreeing, nonzero
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def variance(deltas_KN: Any, variance_N: Any) -> None:
     """As `fusion.merging.selection.variance`, float32."""
     sum_T = np.empty(TILE, dtype=np.float32)
@@ -196,20 +215,97 @@ def round_to_bfloat16(delta_N: Any, origin_N: Any, scale: float, rounded_N: Any)
 
 
 @njit(cache=True, nogil=True)
+def merge_bfloat16(
+    base_N: Any, targets_KN: Any, weights_K: Any, scale: float, rounded_N: Any, squares_K: Any
+) -> tuple[float, bool]:
+    """`load_bfloat16`, `weighted_sum` and `round_to_bfloat16` run by run, to the same bits: deltas stay in the cache.
+
+    Returns the squared norm of the base, and whether the result is finite.
+    """
+    zeros_S, origin_S = np.zeros(SHORT, dtype=np.float32), np.empty(SHORT, dtype=np.float32)
+    deltas_S, total_S, sum_S = np.empty(SHORT, np.float32), np.empty(SHORT, np.float32), np.empty(SHORT, np.float64)
+    origin_square, is_finite = 0.0, True
+    squares_K[:] = 0.0
+    for start in range(0, len(rounded_N), SHORT):
+        stop = min(start + SHORT, len(rounded_N))
+        origin_square += np.float64(_load_run(base_N[start:stop], zeros_S, origin_S))
+        sum_S[:] = 0.0
+        for k in range(len(targets_KN)):
+            squares_K[k] += np.float64(_load_run(targets_KN[k, start:stop], origin_S, deltas_S))
+            weight = weights_K[k]
+            for n in range(stop - start):
+                sum_S[n] += np.float64(deltas_S[n]) * weight
+        for n in range(stop - start):
+            total_S[n] = np.float32(sum_S[n])
+        is_finite &= round_to_bfloat16(total_S[: stop - start], origin_S, scale, rounded_N[start:stop])
+    return origin_square, is_finite
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _moved(pattern: Any) -> Any:
+    """The magnitude's bit pattern moved up by almost half, so that the upper half of zero is zero's own."""
+    return (pattern & SIGN_OFF) + ALMOST_HALF
+
+
+@njit(cache=True, nogil=True)
 def count_upper_halves(keys_KN: Any, counts_KH: Any) -> None:
-    """Count, per row of float32 bit patterns, the upper halves of the magnitudes moved up by almost half."""
+    """Count, per row of float32 bit patterns, the upper halves of `_moved` magnitudes."""
     for k in range(len(keys_KN)):
         keys_N, counts_H = keys_KN[k], counts_KH[k]
         for n in range(len(keys_N)):
-            counts_H[((keys_N[n] & SIGN_OFF) + ALMOST_HALF) >> UPPER] += 1
+            counts_H[_moved(keys_N[n]) >> UPPER] += 1
 
 
 @njit(cache=True, nogil=True)
 def count_lower_halves(keys_KN: Any, uppers_K: Any, counts_KH: Any) -> None:
-    """Count the lower halves of those whose upper half is `uppers_K`."""
+    """Count the lower halves of those whose upper half is `uppers_K`; the others add nothing, here and there.
+
+    Without a branch, which would be guessed wrong again and again, and without adding to one place all the time.
+    """
     for k in range(len(keys_KN)):
         keys_N, counts_H, upper = keys_KN[k], counts_KH[k], np.uint32(uppers_K[k])
         for n in range(len(keys_N)):
-            moved = (keys_N[n] & SIGN_OFF) + ALMOST_HALF
-            if moved >> UPPER == upper:
-                counts_H[moved & LOWER] += 1
+            moved = _moved(keys_N[n])
+            is_inside = moved >> UPPER == upper
+            counts_H[np.int64(moved & LOWER) if is_inside else n % SHORT] += is_inside
+
+
+@njit(cache=True, nogil=True)
+def half_of(counts_H: Any, wanted: int) -> tuple[int, int]:
+    """The half in which the `wanted` largest end (that of the largest of all, if none is), and how many are in it."""
+    for half in range(len(counts_H) - 1, -1, -1):
+        if counts_H[half] and counts_H[half] >= wanted:
+            return half, wanted
+        wanted -= counts_H[half]
+    return 0, wanted + counts_H[0]
+
+
+@njit(cache=True, nogil=True)
+def count_level(keys_KN: Any, levels_K: Any, counts_K: Any) -> None:
+    """How many magnitudes of each row equal its level."""
+    for k in range(len(keys_KN)):
+        keys_N, level, count = keys_KN[k], levels_K[k], 0
+        for n in range(len(keys_N)):
+            count += abs(keys_N[n]) == level
+        counts_K[k] = count
+
+
+@njit(cache=True, nogil=True)
+def keep_largest(values_KN: Any, keys_LN: Any, levels_L: Any, rests_L: Any, kept_KN: Any) -> None:
+    """The values where a key's magnitude is above the level, and the first `rests_L` of those where it equals it; else
+    zero. A row of keys for each row of values, or one for all."""
+    for k in range(len(values_KN)):
+        row = min(k, len(keys_LN) - 1)
+        values_N, keys_N, kept_N, level, rest = values_KN[k], keys_LN[row], kept_KN[k], levels_L[row], rests_L[row]
+        if rest >= len(values_N):
+            for n in range(len(values_N)):
+                kept_N[n] = values_N[n] if abs(keys_N[n]) >= level else ZERO
+            continue
+        for n in range(len(values_N)):
+            kept_N[n] = values_N[n] if abs(keys_N[n]) > level else ZERO
+        for n in range(len(values_N)):
+            if rest <= 0:
+                break
+            if abs(keys_N[n]) == level:
+                kept_N[n] = values_N[n]
+                rest -= 1

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fusion.merging.arithmetic import weighted_sum
 from fusion.merging.deltas import TensorDeltas, in_blocks
 from fusion.merging.layers import is_embedding
 from fusion.merging.method import MergedDelta
@@ -49,7 +48,7 @@ def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
 def average(deltas: TensorDeltas) -> MergedDelta:
     """The mean of the targets."""
     shares_J = torch.full((deltas.num_targets,), 1 / deltas.num_targets, dtype=torch.float64)
-    return MergedDelta(lambda block: weighted_sum(block.deltas_JN, shares_J), shares_J)
+    return MergedDelta.weighted(shares_J)
 
 
 def merged_matrix(deltas_JRC: Tensor, merged_RC: Tensor, events: tuple[str, ...] = ()) -> MergedDelta:

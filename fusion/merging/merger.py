@@ -14,11 +14,13 @@ from fusion.config import UserError
 from fusion.merging.arithmetic import is_finite
 from fusion.merging.deltas import Block, Counts, ModelDeltas, PerTensor, Run, TensorDeltas
 from fusion.merging.method import MergedDelta, check_result
-from fusion.merging.operands import TensorInputs, TensorOperands, Workspace
+from fusion.merging.operands import TensorInputs, TensorOperands
 from fusion.merging.plan import MergePlan
 from fusion.merging.resources import Resources
+from fusion.merging.rounding import scaled_sum
 from fusion.merging.statistics import TensorRecord
 from fusion.merging.workers import Workers
+from fusion.merging.workspace import Workspace
 
 Result = TypeVar("Result")
 
@@ -26,12 +28,12 @@ Result = TypeVar("Result")
 class Sink(Protocol):
     """Where blocks of merged tensors go."""
 
-    def write(self, name: str, start: int, origin_N: Tensor | None, delta_N: Tensor) -> None:
-        """Take the elements from `start` on: the base's, and the unscaled merged delta. Called by several threads.
+    @property
+    def scale(self) -> float | None:
+        """Of the merged tensors that it wants; None: it wants the unscaled merged deltas, float32."""
 
-        Raises:
-            UserError: the sum is not finite.
-        """
+    def write(self, name: str, start: int, values_N: Tensor) -> None:
+        """Take the elements from `start` on, before the caller goes on. Called by several threads."""
 
 
 @dataclass(eq=False)
@@ -57,22 +59,40 @@ class Merge:
         merged = self.plan.method(deltas, **self.plan.parameters_at(name))
 
         def finish(start: int) -> dict[str, Counts]:
+            values_N = self._in_one_pass(merged, operands, deltas.span(start))
             notes: dict[str, Counts] = {}
-            origin_N, operands_JN = operands.load(*deltas.span(start))
-            block = deltas.block(start, operands_JN, notes if operands.watched(start) else None, origin_N)
-            delta_N = self._delta(merged, block, origin_N)
-            try:
-                self.sink.write(name, start, origin_N, delta_N)
-            except UserError as error:
-                if is_finite(delta_N):
-                    raise
-                method = self.plan.method.name
-                raise UserError(f"merge method '{method}' made NaN or infinities of '{name}'") from error
+            if values_N is None:
+                origin_N, operands_JN = operands.load(*deltas.span(start))
+                block = deltas.block(start, operands_JN, notes if operands.watched(start) else None, origin_N)
+                values_N = self._values(name, origin_N, self._delta(merged, block, origin_N))
+            self.sink.write(name, start, values_N)
             return notes
 
         notes = run(finish, deltas.starts)
         blocks = [operands.statistics[start] for start in deltas.starts]
         return TensorRecord.of(name, blocks, merged.coefficients, notes, merged.events, deltas.num_elements)
+
+    def _in_one_pass(self, merged: MergedDelta, operands: TensorOperands, span: tuple[int, int]) -> Tensor | None:
+        """The merged elements, in the output's dtype; None where that takes the deltas, or a closer look at them."""
+        if self.sink.scale is None or not merged.is_weighted_sum or operands.watched(span[0]):
+            return None
+        return operands.weighted(*span, merged.coefficients, self.sink.scale)
+
+    def _values(self, name: str, origin_N: Tensor | None, delta_N: Tensor) -> Tensor:
+        """What the sink wants of a block.
+
+        Raises:
+            UserError: it is not finite.
+        """
+        try:
+            if self.sink.scale is not None:
+                return scaled_sum(name, origin_N, delta_N, self.sink.scale, self.plan.specs[name].dtype)
+        except UserError:
+            if is_finite(delta_N):
+                raise
+        if not is_finite(delta_N):
+            raise UserError(f"merge method '{self.plan.method.name}' made NaN or infinities of '{name}'")
+        return delta_N
 
     def _delta(self, merged: MergedDelta, block: Block, origin_N: Tensor | None) -> Tensor:
         method = self.plan.method

@@ -6,7 +6,7 @@ The function looks at the deltas in as many passes as it needs, and returns how 
     def halves(deltas: TensorDeltas, *, weight: Share = 0.5) -> MergedDelta:
         norms_J = deltas.reduce(lambda block: squared_norms(block.deltas_JN)).sqrt()
         weights_J = weight * norms_J / norms_J.sum()
-        return MergedDelta(lambda block: weighted_sum(block.deltas_JN, weights_J), weights_J)
+        return MergedDelta.weighted(weights_J)
 
 It never sees files, threads, memory limits or dtypes. `fusion.merging.deltas` says what blocks and passes are.
 Shapes: J targets, N elements of one block.
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fusion.config import UserError
 from fusion.merging import methods
+from fusion.merging.arithmetic import weighted_sum
 from fusion.merging.deltas import Block, ModelDeltas
 from fusion.merging.evidence import Evidence
 
@@ -44,12 +45,18 @@ class MergedDelta:
     `delta(block)`: float32 [N], added to the base after the engine scaled it; called once per block, in any order and
     from several threads. `coefficients`: [J], the weight that each target's delta was multiplied with (before a
     division per position, where a method has one). `events`: what a reader of the report should know, such as a
-    fallback that was taken.
+    fallback that was taken. `is_weighted_sum`: the delta is sum_j c_j d_j and nothing else, which merges in one pass.
     """
 
     delta: Callable[[Block], Tensor]
     coefficients: Tensor
     events: tuple[str, ...] = ()
+    is_weighted_sum: bool = False
+
+    @classmethod
+    def weighted(cls, coefficients_J: Tensor, events: tuple[str, ...] = ()) -> "MergedDelta":
+        """sum_j c_j d_j."""
+        return cls(lambda block: weighted_sum(block.deltas_JN, coefficients_J), coefficients_J, events, True)
 
 
 def _no_survey(model: ModelDeltas, parameters: Parameters) -> None:

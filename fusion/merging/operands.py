@@ -4,7 +4,6 @@ Shapes: J targets, N elements of a block.
 """
 
 import math
-import threading
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,12 +12,13 @@ from torch import Tensor
 
 from fusion.config import UserError
 from fusion.merging import kernels
-from fusion.merging.arithmetic import exact_where_needed, squared_norms
+from fusion.merging.arithmetic import exact_where_needed, squared_norms, wide
 from fusion.merging.checkpoint import Checkpoint
 from fusion.merging.deltas import Loaded, Run, block_length
 from fusion.merging.plan import MergePlan, State, input_labels
 from fusion.merging.statistics import WATCH_EVERY, BlockStatistics
 from fusion.merging.tensor_file import TensorHome
+from fusion.merging.workspace import Workspace
 
 CPU = torch.device("cpu")
 
@@ -29,20 +29,6 @@ class NotFiniteError(UserError):
 
 def not_finite(label: str, name: str) -> str:
     return f"{label}: '{name}' holds NaN or infinities: merging would spread them"
-
-
-class Workspace(threading.local):
-    """Buffers of one thread, used again and again: new memory costs more than what is done with it."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[object, Tensor] = {}
-
-    def buffer(self, name: object, num_elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Unset elements [num_elements]; what the same `name` gave before is overwritten."""
-        held = self._buffers.get(name)
-        if held is None or held.dtype != dtype or len(held) < num_elements or held.device != device:
-            self._buffers[name] = held = torch.empty(num_elements, dtype=dtype, device=device)
-        return held[:num_elements]
 
 
 class Reader(Protocol):
@@ -159,6 +145,26 @@ class TensorOperands:
                 self._refuse(raws_IN)
             self.statistics[start] = BlockStatistics.of(loaded.operands_JN, squares_J, self.watched(start))
         return loaded
+
+    def weighted(self, start: int, stop: int, weights_J: Tensor, scale: float) -> Tensor | None:
+        """base + scale * sum_j w_j d_j of a block that is not watched, rounded to the dtype of the inputs, [N].
+
+        The bits are those of `load`, `weighted_sum` and `scaled_sum`, but the deltas are never written anywhere. None
+        where that cannot be (no base, another dtype or device) or something is not finite, which they know more of.
+        """
+        if not self._subtracts or self._whole is not None or self._dtype != torch.bfloat16 or self._device != CPU:
+            return None
+        raws_IN = self._inputs.read(start, stop)
+        rounded_N = self._workspace.buffer("rounded", stop - start, torch.bfloat16, CPU)
+        squares_J, patterns = torch.empty(len(raws_IN) - 1, dtype=torch.float64), raws_IN.view(torch.uint16).numpy()
+        base_square, is_finite = kernels.merge_bfloat16(
+            patterns[0], patterns[1:], wide(weights_J), scale, rounded_N.view(torch.uint16).numpy(), squares_J.numpy()
+        )
+        if start not in self.statistics:
+            if not all(0 < square < math.inf for square in (base_square, *squares_J.tolist())):
+                return None
+            self.statistics[start] = BlockStatistics(squares_J)
+        return rounded_N if is_finite else None
 
     def whole(self, run: Run) -> Tensor:
         if self._whole is None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import Tensor
 
 from fusion.merging.checkpoint import Checkpoint
-from fusion.merging.engine import scaled_sum
 from fusion.merging.journal import JOURNAL_FILE, Journal
 from fusion.merging.plan import MergePlan
 from fusion.merging.statistics import TensorRecord
@@ -50,10 +49,12 @@ class Output:
         self._flush()
         return Journal.begin(working, key)
 
-    def write(self, name: str, start: int, origin_N: Tensor | None, delta_N: Tensor) -> None:
-        file = self.homes[name]
-        merged_N = scaled_sum(name, origin_N, delta_N, self.plan.scale, file.specs[name].dtype)
-        file.write_span(name, start, merged_N.cpu())
+    @property
+    def scale(self) -> float:
+        return self.plan.scale
+
+    def write(self, name: str, start: int, values_N: Tensor) -> None:
+        self.homes[name].write_span(name, start, values_N.cpu())
 
     @contextmanager
     def commits(self) -> Iterator[Callable[[TensorRecord], None]]:

@@ -1,11 +1,14 @@
 """Random masks from a counter-based generator: every element's fate is a pure function of its key.
 
 The key is (seed, target, tensor name, element index), so neither threads, nor chunks, nor the order of tensors, nor
-a resumed run can change a mask. The generator is Philox-4x64-10 (https://doi.org/10.1145/2063384.2063405), word for
-word NumPy's, which makes them one by one and takes ten times longer.
+a resumed run can change a mask. The generator is Philox-4x32-10 (https://doi.org/10.1145/2063384.2063405). SHA-256 of
+seed, target and name gives its key and the upper half of its counter; the lower half counts. Elements are dealt to its
+words in groups of 2,048: the first 512 get the first words of 512 counter values, the next 512 the second words, and
+so on, as vector registers want it.
 """
 
 import hashlib
+import math
 from typing import Any
 
 import numpy as np
@@ -13,111 +16,113 @@ import torch
 from numba import njit
 from torch import Tensor
 
-WORDS_PER_COUNTER = 4  # Philox-4x64 makes four words of every counter value
-COUNTERS = 512
-"""Counter values that are computed together, word by word, so that vector registers can be used."""
-MULTIPLIERS = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
-KEY_STEPS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
-KEPT, DROPPED = np.float32(1), np.float32(0)
-LOWER, HALF = np.uint64(0xFFFF_FFFF), np.uint64(32)
+from fusion.merging.arithmetic import on_cpu
+
+NUM_WORDS = 4
+LANES = 512
+"""Counter values that are computed together."""
+GROUP = NUM_WORDS * LANES
+RANGE = 1 << 32
+MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+KEY_STEPS = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+WORD, HALF = np.uint64(0xFFFF_FFFF), np.uint64(32)
+ZERO = np.float32(0)
 
 
-def random_words(seed: int, target: int, name: str, start: int, count: int) -> np.ndarray:
-    """Random uint64 words [count] of the elements `start`, `start + 1`, ... of tensor `name` of target `target`."""
-    first, skipped = divmod(start, WORDS_PER_COUNTER)
-    words_CW = np.empty((-(-(skipped + count) // WORDS_PER_COUNTER), WORDS_PER_COUNTER), dtype=np.uint64)
-    _fill(first, *_key(seed, target, name), words_CW)
-    return words_CW.reshape(-1)[skipped : skipped + count]
+Key = tuple[int, int, str]
+"""Seed, index of the target, name of the tensor."""
 
 
-def random_keep(density: float, count: int, *, seed: int, target: int, name: str, start: int = 0) -> Tensor:
-    """Mask [count], float32: each element is kept (1.0) with probability `density`, independently, or not (0.0)."""
-    if density >= 1:
-        return torch.ones(count)
-    first, skipped = divmod(start, WORDS_PER_COUNTER)
-    mask_CW = torch.empty(-(-(skipped + count) // WORDS_PER_COUNTER), WORDS_PER_COUNTER)
-    _keep(first, *_key(seed, target, name), np.uint64(int(density * 2**64)), mask_CW.numpy())
-    return mask_CW.view(-1)[skipped : skipped + count]
+def random_words(count: int, key: Key, start: int = 0) -> np.ndarray:
+    """Random uint32 words [count] of the elements `start`, `start + 1`, ..."""
+    words_N = np.empty(count, dtype=np.uint32)
+    _fill(start, _words_of(key), words_N)
+    return words_N
 
 
-def random_shares(count: int, *, seed: int, target: int, name: str, start: int = 0) -> Tensor:
+def random_shares(count: int, key: Key, start: int = 0) -> Tensor:
     """Uniform float64 numbers from 0 (included) to 1, [count]: of every element its own."""
-    words = random_words(seed, target, name, start, count)
-    return torch.from_numpy((words >> np.uint64(11)) * 2.0**-53)
+    return torch.from_numpy(random_words(count, key, start) / RANGE)
 
 
-def _key(seed: int, target: int, name: str) -> tuple[np.uint64, np.uint64]:
+def random_keep(density: float, count: int, key: Key, start: int = 0) -> Tensor:
+    """Mask [count]: each element is kept with probability `density`, independently."""
+    return random_shares(count, key, start) < density
+
+
+def write_kept(values_N: Tensor, density: float, divisor: float, kept_N: Tensor, *, key: Key, start: int = 0) -> None:
+    """Fill `kept_N` with v_n / divisor where `random_keep`, and else zero."""
+    if on_cpu(values_N):
+        limit = np.uint64(math.ceil(density * RANGE))
+        _keep(start, _words_of(key), limit, np.float32(divisor), values_N.numpy(), kept_N.numpy())
+    else:
+        mask_N = random_keep(density, len(values_N), key, start).to(values_N)
+        torch.mul(values_N, mask_N, out=kept_N).div_(divisor)
+
+
+def _words_of(key: Key) -> np.ndarray:
+    """Two words of the generator's key and two of its counter, each in a uint64."""
+    seed, target, name = key
     digest = hashlib.sha256(f"{seed}\0{target}\0{name}".encode()).digest()
-    low, high = np.frombuffer(digest[:16], dtype="<u8")
-    return low, high
+    return np.frombuffer(digest[:16], dtype="<u4").astype(np.uint64)
 
 
 @njit(cache=True, nogil=True)
-def _fill(first: int, key_0: Any, key_1: Any, words_CW: Any) -> None:
-    made_WC = np.empty((WORDS_PER_COUNTER, COUNTERS), dtype=np.uint64)
-    for start in range(0, len(words_CW), COUNTERS):
-        part_CW = words_CW[start : start + COUNTERS]
-        _philox(np.uint64(first + start), key_0, key_1, made_WC[0], made_WC[1], made_WC[2], made_WC[3])
-        for word in range(WORDS_PER_COUNTER):
-            made_C = made_WC[word]
-            for c in range(len(part_CW)):
-                part_CW[c, word] = made_C[c]
+def _fill(start: int, key: Any, words_N: Any) -> None:
+    made_G = np.empty(GROUP, dtype=np.uint32)
+    for group in range(start // GROUP, (start + len(words_N) - 1) // GROUP + 1):
+        philox(np.uint64(group * LANES), key, made_G)
+        first, last = max(start, group * GROUP), min(start + len(words_N), (group + 1) * GROUP)
+        words_N[first - start : last - start] = made_G[first - group * GROUP : last - group * GROUP]
 
 
-@njit(cache=True, nogil=True)
-def _keep(first: int, key_0: Any, key_1: Any, threshold: Any, mask_CW: Any) -> None:
-    """1.0 where a word is below the threshold, else 0.0."""
-    made_WC = np.empty((WORDS_PER_COUNTER, COUNTERS), dtype=np.uint64)
-    for start in range(0, len(mask_CW), COUNTERS):
-        part_CW = mask_CW[start : start + COUNTERS]
-        _philox(np.uint64(first + start), key_0, key_1, made_WC[0], made_WC[1], made_WC[2], made_WC[3])
-        for c in range(len(part_CW)):
-            for word in range(WORDS_PER_COUNTER):
-                part_CW[c, word] = KEPT if made_WC[word, c] < threshold else DROPPED
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _high(a: Any, b: Any) -> Any:
-    """Upper 64 of the 128 bits of a * b."""
-    low_high = (a & LOWER) * (b >> HALF)
-    high_low = (a >> HALF) * (b & LOWER)
-    middle = ((a & LOWER) * (b & LOWER) >> HALF) + (low_high & LOWER) + high_low
-    return (a >> HALF) * (b >> HALF) + (low_high >> HALF) + (middle >> HALF)
+@njit(cache=True, nogil=True, error_model="numpy")
+def _keep(start: int, key: Any, limit: Any, divisor: Any, values_N: Any, kept_N: Any) -> None:
+    made_G = np.empty(GROUP, dtype=np.uint32)
+    for group in range(start // GROUP, (start + len(values_N) - 1) // GROUP + 1):
+        philox(np.uint64(group * LANES), key, made_G)
+        first, last = max(start, group * GROUP), min(start + len(values_N), (group + 1) * GROUP)
+        made_P = made_G[first - group * GROUP : last - group * GROUP]
+        values_P, kept_P = values_N[first - start : last - start], kept_N[first - start : last - start]
+        for n in range(len(made_P)):
+            kept_P[n] = values_P[n] / divisor if made_P[n] < limit else ZERO
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _round(a: Any, b: Any, c: Any, d: Any, key_0: Any, key_1: Any) -> Any:
-    high_0, high_1 = _high(MULTIPLIERS[0], a), _high(MULTIPLIERS[1], c)
-    return high_1 ^ b ^ key_0, MULTIPLIERS[1] * c, high_0 ^ d ^ key_1, MULTIPLIERS[0] * a
+    product_0, product_1 = MULTIPLIERS[0] * a, MULTIPLIERS[1] * c
+    return product_1 >> HALF ^ b ^ key_0, product_1 & WORD, product_0 >> HALF ^ d ^ key_1, product_0 & WORD
 
 
 @njit(cache=True, nogil=True)
-def _philox(first: Any, key_0: Any, key_1: Any, out_0_C: Any, out_1_C: Any, out_2_C: Any, out_3_C: Any) -> None:
-    """All four words of the counter values behind `first`: NumPy counts up before it computes.
+def philox(first: Any, key: Any, words_G: Any) -> None:
+    """The words of `LANES` counter values from `first` on: all first words, all second ones, and so on.
 
-    Ten rounds, written out: a loop would keep the one around it out of vector registers.
+    `key`: as of `_words_of`. Ten rounds, written out: a loop would keep the one around it out of vector registers.
     """
+    key_0, key_1, upper_0, upper_1 = key[0] & WORD, key[1] & WORD, key[2] & WORD, key[3] & WORD
     step_0, step_1 = KEY_STEPS
-    for i in range(len(out_0_C)):
-        a, b, c, d = first + np.uint64(i) + np.uint64(1), np.uint64(0), np.uint64(0), np.uint64(0)
+    for i in range(LANES):
+        a, b, c, d = first + np.uint64(i) & WORD, first + np.uint64(i) >> HALF, upper_0, upper_1
         k, m = key_0, key_1
         a, b, c, d = _round(a, b, c, d, k, m)
-        k, m = k + step_0, m + step_1
+        k, m = k + step_0 & WORD, m + step_1 & WORD
         a, b, c, d = _round(a, b, c, d, k, m)
-        k, m = k + step_0, m + step_1
+        k, m = k + step_0 & WORD, m + step_1 & WORD
         a, b, c, d = _round(a, b, c, d, k, m)
-        k, m = k + step_0, m + step_1
+        k, m = k + step_0 & WORD, m + step_1 & WORD
         a, b, c, d = _round(a, b, c, d, k, m)
-        k, m = k + step_0, m + step_1
+        k, m = k + step_0 & WORD, m + step_1 & WORD
         a, b, c, d = _round(a, b, c, d, k, m)
-        k, m = k + step_0, m + step_1
+        k, m = k + step_0 & WORD, m + step_1 & WORD
         a, b, c, d = _round(a, b, c, d, k, m)
-        k, m = k + step_0, m + step_1
+        k, m = k + step_0 & WORD, m + step_1 & WORD
         a, b, c, d = _round(a, b, c, d, k, m)
-        k, m = k + step_0, m + step_1
+        k, m = k + step_0 & WORD, m + step_1 & WORD
         a, b, c, d = _round(a, b, c, d, k, m)
-        k, m = k + step_0, m + step_1
+        k, m = k + step_0 & WORD, m + step_1 & WORD
         a, b, c, d = _round(a, b, c, d, k, m)
-        k, m = k + step_0, m + step_1
+        k, m = k + step_0 & WORD, m + step_1 & WORD
         a, b, c, d = _round(a, b, c, d, k, m)
-        out_0_C[i], out_1_C[i], out_2_C[i], out_3_C[i] = a, b, c, d
+        words_G[i], words_G[LANES + i] = np.uint32(a), np.uint32(b)
+        words_G[2 * LANES + i], words_G[3 * LANES + i] = np.uint32(c), np.uint32(d)

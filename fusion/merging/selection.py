@@ -19,12 +19,13 @@ from torch import Tensor
 from fusion.merging import kernels
 from fusion.merging.arithmetic import on_cpu, rows
 from fusion.merging.deltas import Block, ModelDeltas, Passes, TensorDeltas
+from fusion.merging.workspace import scratch
 
 NOTHING_SELECTED = "the targets differ at too few positions: nothing is selected, the base stays"
 HALF = 1 << 16
 UPPER_HALVES = 1 << 15
 Keys = Callable[[Block], Tensor]
-"""Non-negative float32 [K, N] of a block."""
+"""float32 [K, N] of a block, whose magnitudes count."""
 Trimmer = Callable[[Block], Tensor]
 """The deltas of a block that stay, float32 [J, N]."""
 
@@ -36,14 +37,11 @@ class Threshold(NamedTuple):
     position: float
     rest: int
 
-    def write_mask(self, keys_N: Tensor, position: int, mask_N: Tensor) -> None:
-        """1.0 where an element of the block at `position` is selected, else 0.0."""
-        if position < self.position:
-            torch.ge(keys_N, self.level, out=mask_N)
-            return
-        torch.gt(keys_N, self.level, out=mask_N)
-        if position == self.position:
-            mask_N[torch.nonzero(keys_N == self.level)[: self.rest, 0]] = 1
+    def rest_in(self, block: Block) -> int:
+        """How many elements of a block that equal the level are selected, those with the lowest index."""
+        if block.position == self.position:
+            return self.rest
+        return block.num_elements if block.position < self.position else 0
 
 
 NOTHING = Threshold(math.inf, 0, 0)
@@ -55,12 +53,25 @@ class Selected:
 
     thresholds: tuple[Threshold, ...]
 
+    def keep(self, block: Block, keys_KN: Tensor, values_JN: Tensor, kept_JN: Tensor) -> Tensor:
+        """The values that are selected, else zero, into `kept_JN`: by a key for each row, or one for all (K = 1)."""
+        levels_K = torch.tensor([threshold.level for threshold in self.thresholds])
+        rests_K = torch.tensor([threshold.rest_in(block) for threshold in self.thresholds])
+        if on_cpu(values_JN):
+            thresholds = levels_K.numpy(), rests_K.numpy()
+            kernels.keep_largest(rows(values_JN), rows(keys_KN), *thresholds, kept_JN.numpy())
+            return kept_JN
+        mask_KN = torch.ge(keys_KN.abs(), levels_K[:, None].to(keys_KN))
+        for rest, level, keys_N, mask_N in zip(rests_K.tolist(), levels_K.tolist(), keys_KN, mask_KN, strict=True):
+            mask_N[torch.nonzero(keys_N.abs() == level)[rest:, 0]] = False
+        return torch.mul(values_JN, mask_KN, out=kept_JN)
+
     def mask(self, block: Block, keys_KN: Tensor) -> Tensor:
         """1.0 where an element of the block is selected, else 0.0, [K, N]."""
-        mask_KN = torch.empty_like(keys_KN)
-        for threshold, keys_N, mask_N in zip(self.thresholds, keys_KN, mask_KN, strict=True):
-            threshold.write_mask(keys_N, block.position, mask_N)
-        return mask_KN
+        return self.keep(block, keys_KN, torch.ones_like(keys_KN), torch.empty_like(keys_KN))
+
+    def note(self, block: Block, keys_KN: Tensor) -> None:
+        block.note("selected", lambda: (int(self.mask(block, keys_KN).sum()), keys_KN.numel()))
 
 
 @dataclass(frozen=True)
@@ -122,19 +133,14 @@ def _levels(passes: Passes, counted: KeyCounts, counts: Sequence[int]) -> tuple[
 
 
 def _patterns(keys_KN: Tensor) -> Tensor:
-    """Bit patterns moved up by almost half, so that the upper half of zero is zero's own."""
-    return keys_KN.view(torch.int32) + (HALF - 1)
+    """Bit patterns of magnitudes moved up by almost half, so that the upper half of zero is zero's own."""
+    return keys_KN.abs().view(torch.int32) + (HALF - 1)
 
 
 def _find(counts_KH: Tensor, wanted: Sequence[int]) -> tuple[list[int], list[int]]:
     """Per key the half in which the `wanted` largest end, and how many of them are in it."""
-    above_KH = counts_KH.flip(1).cumsum(1).flip(1)
-    halves, remaining = [], []
-    for counts_H, above_H, count in zip(counts_KH, above_KH, wanted, strict=True):
-        half = max(int((above_H >= max(count, 1)).sum()) - 1, 0)
-        halves.append(half)
-        remaining.append(count - int(above_H[half] - counts_H[half]))
-    return halves, remaining
+    found = [kernels.half_of(counts_H, count) for counts_H, count in zip(counts_KH.numpy(), wanted, strict=True)]
+    return [half for half, _ in found], [count for _, count in found]
 
 
 def _count_lower(keys: Keys, uppers: Sequence[int], block: Block, counts_KH: Tensor) -> None:
@@ -153,8 +159,11 @@ def _cut_ties(passes: Passes, keys: Keys, levels_K: Tensor, wanted: Sequence[int
 
     def tied(block: Block) -> tuple[int, list[int]]:
         keys_KN = keys(block)
-        equal_KN = torch.eq(keys_KN, levels_K[:, None].to(keys_KN), out=torch.empty_like(keys_KN))
-        return block.position, equal_KN.sum(dim=1).tolist()
+        if on_cpu(keys_KN):
+            counts_K = torch.empty(len(keys_KN), dtype=torch.int64)
+            kernels.count_level(rows(keys_KN), levels_K.numpy(), counts_K.numpy())
+            return block.position, counts_K.tolist()
+        return block.position, (keys_KN.abs() == levels_K[:, None].to(keys_KN)).sum(dim=1).tolist()
 
     blocks = passes.map(tied)
     return [_cut(level, k, blocks, wanted[k]) for k, level in enumerate(levels_K.tolist())]
@@ -176,13 +185,12 @@ def trimmer(passes: TensorDeltas | ModelDeltas, densities_J: Tensor) -> Trimmer:
     counts = [max(1, int(density * passes.num_elements)) for density in densities_J.tolist()]
     if min(counts) >= passes.num_elements:
         return lambda block: block.deltas_JN
-    keys: Keys = lambda block: block.deltas_JN.abs()  # noqa: E731
-    selected = largest(passes, count_keys(passes, keys, len(counts)), counts)
+    selected = largest(passes, count_keys(passes, _deltas, len(counts)), counts)
 
     def trimmed(block: Block) -> Tensor:
-        mask_JN = selected.mask(block, keys(block))
-        block.note("selected", lambda: (int(mask_JN.sum()), mask_JN.numel()))
-        return mask_JN.mul_(block.deltas_JN)
+        deltas_JN = block.deltas_JN
+        selected.note(block, deltas_JN)
+        return selected.keep(block, deltas_JN, deltas_JN, scratch("trimmed", deltas_JN))
 
     return trimmed
 
@@ -195,16 +203,15 @@ def middle_trimmer(deltas: TensorDeltas, densities_J: Tensor, gammas_J: Tensor) 
     total = deltas.num_elements
     kept = [int(density * total) for density in densities_J.tolist()]
     tops = [min(int(gamma * total), total - keep) for gamma, keep in zip(gammas_J.tolist(), kept, strict=True)]
-    keys: Keys = lambda block: block.deltas_JN.abs()  # noqa: E731
-    counted = count_keys(deltas, keys, deltas.num_targets)
+    counted = count_keys(deltas, _deltas, deltas.num_targets)
     outer = largest(deltas, counted, tops)
     inner = largest(deltas, counted, [top + keep for top, keep in zip(tops, kept, strict=True)])
 
     def trimmed(block: Block) -> Tensor:
-        keys_JN = keys(block)
-        mask_JN = inner.mask(block, keys_JN).sub_(outer.mask(block, keys_JN))
+        deltas_JN = block.deltas_JN
+        mask_JN = inner.mask(block, deltas_JN).sub_(outer.mask(block, deltas_JN))
         block.note("selected", lambda: (int(mask_JN.sum()), mask_JN.numel()))
-        return mask_JN.mul_(block.deltas_JN)
+        return mask_JN.mul_(deltas_JN)
 
     return trimmed
 
@@ -238,9 +245,9 @@ class MostVarying:
         """The block's deltas, those that are not selected set to zero, [J, N]."""
         if self.selected is None:
             return block.deltas_JN
-        (mask_N,) = self.selected.mask(block, _spread(block))
-        block.note("selected", lambda: (int(mask_N.sum()), len(mask_N)))
-        return block.deltas_JN * mask_N
+        spread_1N = _spread(block)
+        self.selected.note(block, spread_1N)
+        return self.selected.keep(block, spread_1N, block.deltas_JN, scratch("varying", block.deltas_JN))
 
     @property
     def is_empty(self) -> bool:
@@ -260,3 +267,7 @@ def most_varying(passes: TensorDeltas | ModelDeltas, share: float) -> MostVaryin
 
 def _spread(block: Block) -> Tensor:
     return variance(block.deltas_JN)[None]
+
+
+def _deltas(block: Block) -> Tensor:
+    return block.deltas_JN

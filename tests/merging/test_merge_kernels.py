@@ -1,14 +1,14 @@
 """The compiled loops against the Torch expressions that say what they mean, bit for bit where no sum is regrouped."""
 
-import hashlib
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fusion.merging import kernels
-from fusion.merging.random_mask import random_keep, random_words
+from fusion.merging.arithmetic import squared_norms, weighted_sum
+from fusion.merging.random_mask import GROUP, LANES, philox, random_keep, random_shares, random_words, write_kept
+from fusion.merging.rounding import scaled_sum
 
 SIZES = (1, 5, 1023, 1025, 5000)
 
@@ -94,15 +94,60 @@ def test_angles_and_conflicts() -> None:
     assert kernels.count_conflicts(values_JN.numpy()) == int(conflicts_N.sum())
 
 
-def test_the_words_are_numpy_s_philox() -> None:
-    for start, count in ((0, 3000), (1, 1), (2, 2050), (4093, 7)):
-        words = random_words(3, 1, "w", start, count)
-        low, high = (int(word) for word in key_of(3, 1, "w"))
-        generator = np.random.Philox(key=[low, high])
-        assert np.array_equal(words, generator.random_raw(start + count)[start:])
-        mask_N = random_keep(0.3, count, seed=3, target=1, name="w", start=start)
-        assert np.array_equal(mask_N.numpy(), (words < np.uint64(int(0.3 * 2**64))).astype(np.float32))
+KNOWN_WORDS = [
+    ((0x00000000,) * 4, (0x00000000,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+"""Counter, key and words that the authors publish (Random123, kat_vectors, philox4x32 with 10 rounds)."""
 
 
-def key_of(seed: int, target: int, name: str) -> np.ndarray:
-    return np.frombuffer(hashlib.sha256(f"{seed}\0{target}\0{name}".encode()).digest()[:16], dtype="<u8")
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN_WORDS)
+def test_the_words_are_philox_s(counter: tuple, key: tuple, words: tuple) -> None:
+    made_G = np.empty(GROUP, dtype=np.uint32)
+    philox(np.uint64(counter[1] << 32 | counter[0]), np.array([*key, *counter[2:]], dtype=np.uint64), made_G)
+    assert tuple(made_G[::LANES].tolist()) == words
+
+
+@pytest.mark.parametrize(("start", "count"), [(0, 5000), (1, 1), (2047, 2), (4093, 2051)])
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_kept_elements_are_those_of_the_mask(start: int, count: int, density: float) -> None:
+    key, values_N, kept_N = (3, 1, "w"), made(1, count)[0], torch.empty(count)
+    assert np.array_equal(random_words(count, key, start), random_words(start + count, key)[start:])
+    mask_N = random_keep(density, count, key, start)
+    assert torch.equal(mask_N, random_shares(count, key, start) < density)
+    write_kept(values_N, density, 0.7, kept_N, key=key, start=start)
+    assert torch.equal(kept_N, mask_N.float() * values_N / 0.7)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scale", [1.0, -0.4])
+def test_a_merge_in_one_pass_has_the_same_bits(size: int, scale: float) -> None:
+    base_N, targets_JN, weights_J = made(1, size)[0].bfloat16(), made(3, size, 1).bfloat16(), weights_of(3)
+    squares_J, rounded_N = torch.empty(3, dtype=torch.float64), torch.empty(size, dtype=torch.bfloat16)
+    base_square, is_finite = kernels.merge_bfloat16(
+        base_N.view(torch.uint16).numpy(),
+        targets_JN.view(torch.uint16).numpy(),
+        weights_J.numpy(),
+        scale,
+        rounded_N.view(torch.uint16).numpy(),
+        squares_J.numpy(),
+    )
+    deltas_JN = targets_JN.float() - base_N.float()
+    assert is_finite
+    assert torch.equal(squares_J, squared_norms(deltas_JN))
+    assert base_square == squared_norms(base_N.float()[None])
+    assert torch.equal(rounded_N, scaled_sum("w", base_N, weighted_sum(deltas_JN, weights_J), scale, torch.bfloat16))
+
+
+def test_counting_what_is_erased() -> None:
+    deltas_JN, weights_J = made(4, 3000), weights_of(4)
+    signs_N = torch.where(deltas_JN.sum(dim=0) >= 0, 1.0, -1.0)
+    nonzero_JN = deltas_JN != 0
+    agreeing_JN = deltas_JN.double() * weights_J[:, None] * signs_N > 0
+    counts = kernels.count_erased(deltas_JN.numpy(), weights_J.numpy(), signs_N.numpy())
+    assert counts == (int((nonzero_JN & ~agreeing_JN).sum()), int(nonzero_JN.sum()))

@@ -3,7 +3,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusion.merging.arithmetic import normalized, sum_over_targets, weighted_sum
+from fusion.merging.arithmetic import normalized, sum_over_targets
 from fusion.merging.deltas import Block, ModelDeltas, TensorDeltas
 from fusion.merging.measuring.fisher import squared_gradients
 from fusion.merging.method import MergedDelta, merge_method
@@ -45,7 +45,7 @@ def fisher(deltas: TensorDeltas, *, weight: Importances = 1.0, normalize: bool =
     weights_J = normalized(per_target(weight, deltas.num_targets), True)
     evidence = deltas.evidence
     if not evidence:
-        return MergedDelta(lambda block: weighted_sum(block.deltas_JN, weights_J), weights_J, (UNSEEN,))
+        return MergedDelta.weighted(weights_J, (UNSEEN,))
     evidence.require(deltas.shape)
     factors_J = weights_J if deltas.survey is None else weights_J / deltas.survey
 

@@ -1,6 +1,5 @@
 import torch
 
-from fusion.merging.arithmetic import weighted_sum
 from fusion.merging.deltas import TensorDeltas
 from fusion.merging.measuring.coefficients import learned_coefficients
 from fusion.merging.method import MergedDelta, merge_method
@@ -14,4 +13,4 @@ def learned(deltas: TensorDeltas) -> MergedDelta:
     won, where AdaMerging lowers the entropy of predictions on test inputs.
     """
     coefficients_J = torch.stack(deltas.evidence.whole(())).double()
-    return MergedDelta(lambda block: weighted_sum(block.deltas_JN, coefficients_J), coefficients_J)
+    return MergedDelta.weighted(coefficients_J)

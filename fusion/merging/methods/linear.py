@@ -1,4 +1,4 @@
-from fusion.merging.arithmetic import normalized, weighted_sum
+from fusion.merging.arithmetic import normalized
 from fusion.merging.deltas import TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
 from fusion.merging.parameters import Weight, normalizable, per_target
@@ -8,4 +8,4 @@ from fusion.merging.parameters import Weight, normalizable, per_target
 def linear(deltas: TensorDeltas, *, weight: Weight = 1.0, normalize: bool = True) -> MergedDelta:
     """Weighted average of the targets (model soup): sum_j w_j d_j, the weights divided by their sum by default."""
     weights_J = normalized(per_target(weight, deltas.num_targets), normalize)
-    return MergedDelta(lambda block: weighted_sum(block.deltas_JN, weights_J), weights_J)
+    return MergedDelta.weighted(weights_J)

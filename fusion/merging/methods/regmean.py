@@ -3,7 +3,7 @@ import math
 import torch
 from torch import Tensor
 
-from fusion.merging.arithmetic import normalized, weighted_sum
+from fusion.merging.arithmetic import normalized
 from fusion.merging.deltas import TensorDeltas
 from fusion.merging.matrices import is_matrix, merged_matrix
 from fusion.merging.measuring.grams import input_products
@@ -40,7 +40,7 @@ def regmean(deltas: TensorDeltas, *, weight: Importances = 1.0, off_diagonal: Sh
     weights_J = normalized(per_target(weight, deltas.num_targets), True)
     if not is_matrix(deltas.name, deltas.shape) or not deltas.evidence:
         events = (NO_PRODUCTS,) if len(deltas.shape) == 2 else ()
-        return MergedDelta(lambda block: weighted_sum(block.deltas_JN, weights_J), weights_J, events)
+        return MergedDelta.weighted(weights_J, events)
     num_inputs = deltas.shape[1]
     products = deltas.evidence.whole((num_inputs, num_inputs))
     deltas_JRC = deltas.whole()

@@ -1,4 +1,4 @@
-from fusion.merging.arithmetic import normalized, weighted_sum
+from fusion.merging.arithmetic import normalized
 from fusion.merging.deltas import TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
 from fusion.merging.parameters import Weight, normalizable, per_target
@@ -8,4 +8,4 @@ from fusion.merging.parameters import Weight, normalizable, per_target
 def task_arithmetic(deltas: TensorDeltas, *, weight: Weight = 0.3, normalize: bool = False) -> MergedDelta:
     """Sum of task vectors: sum_j w_j d_j; the published FuseChat baseline weighs each target 0.3."""
     weights_J = normalized(per_target(weight, deltas.num_targets), normalize)
-    return MergedDelta(lambda block: weighted_sum(block.deltas_JN, weights_J), weights_J)
+    return MergedDelta.weighted(weights_J)

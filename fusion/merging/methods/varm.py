@@ -3,7 +3,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fusion.merging.arithmetic import UNIFORM, shares, squared_norms, sum_over_targets, weighted_sum
+from fusion.merging.arithmetic import UNIFORM, shares, squared_norms, sum_over_targets
 from fusion.merging.deltas import Block, ModelDeltas, TensorDeltas
 from fusion.merging.layers import layer_of
 from fusion.merging.method import MergedDelta, Parameters, merge_method
@@ -54,4 +54,4 @@ def varm(deltas: TensorDeltas, *, unit: Unit = "matrix") -> MergedDelta:
     survey = deltas.survey
     energies_J = survey[_unit_of(deltas.name, unit)] if isinstance(survey, dict) and survey else _energies(deltas)
     eta_J, events = shares(energies_J)
-    return MergedDelta(lambda block: weighted_sum(block.deltas_JN, eta_J), eta_J, events)
+    return MergedDelta.weighted(eta_J, events)
