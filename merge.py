@@ -166,10 +166,24 @@ def prepare(task: Task) -> None:
 
     task.method, task.scale, task.parameters = checked_request(task.config.merge, len(task.inputs.targets))
     is_measured = load_method(task.method).evidence is not None
-    raise_problems(vocabulary_problems(task.config.vocabulary, task.inputs.base is not None, is_measured))
+    problems = vocabulary_problems(task.config.vocabulary, task.inputs.base is not None, is_measured)
+    raise_problems(problems + in_memory_problems(task))
     print(f"{task.method} of {', '.join(task.targets)} on {task.inputs.base}")
     task.evidence = evidence_for(task.config, task.inputs, task.method, task.parameters)
     task.record.lap("measure")
+
+
+def in_memory_problems(task: Task) -> list[str]:
+    """Merged weights in memory are read by the pivot's model, which has the base's tokens."""
+    config = task.config
+    if config.vocabulary not in ("union", "intersect"):
+        return []
+    wanted = [f"merge.scale={SEARCH}"] * (task.scale == SEARCH) + ["save=false"] * (not config.save)
+    return [
+        f"{one} tries merged weights in the pivot's model, which has other tokens than vocabulary={config.vocabulary} "
+        f"gives: {'give a number' if one.startswith('merge') else 'leave it out'}, or take vocabulary=base"
+        for one in wanted
+    ]
 
 
 def merge_and_save(tasks: "Sequence[Task]") -> None:
@@ -203,14 +217,13 @@ def in_memory(tasks: "Sequence[Task]") -> "Iterator[tuple[Task, MergedDeltas]]":
     """The merged deltas of all tasks: as many at once as `engine.memory` holds, for which the inputs are read once."""
     from fusion.config.sizes import num_bytes
     from fusion.merging import merge_deltas_together
-    from fusion.merging.checkpoint import open_checkpoint
-    from fusion.merging.targets import open_target
+    from fusion.merging.inputs import Inputs
 
     if not tasks:
         return
     inputs, engine, vocabulary = tasks[0].inputs, tasks[0].config.engine, tasks[0].config.vocabulary
-    base = open_checkpoint(inputs.base) if inputs.base else None
-    targets = [open_target(target.path, base, vocabulary) for target in inputs.targets]
+    opened = Inputs.open(inputs.base, [target.path for target in inputs.targets], vocabulary)
+    base, targets = opened.base, opened.targets
     size = sum(DELTA_BYTES * spec.num_elements for spec in targets[0].specs.values())
     at_once = max(1, num_bytes(engine.memory) // size)
     for first in range(0, len(tasks), at_once):
@@ -237,9 +250,11 @@ def search_for_scale(task: Task, merged: "MergedDeltas") -> None:
 
 def finish(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | None" = None) -> None:
     """Score the merged model, which is `weights` or lies in the job's folder, and record all about it."""
+    from fusion.merging.card import write_card
     from fusion.tracking.loggers import job_loggers, log_scores
     from fusion.tracking.merge_page import write_merge_page
     from fusion.tracking.mirror import mirror_result
+    from fusion.tracking.provenance import merge_provenance
     from fusion.tracking.sweep import compare_folder
 
     config, job, record = task.config, task.job, task.record
@@ -248,6 +263,8 @@ def finish(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | N
         if rows:
             log_scores(loggers, rows[-1].scores, rows[-1].nll_per_byte)
         record.lap("score")
+        if weights is None:
+            write_card(job.folder / MODEL, report, merge_provenance(task.inputs, rows, job.command))
         result = {
             "merge": report.to_dict(),
             "targets": task.targets,

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 FINGERPRINT_LENGTH = 16
+CARD = "README.md"
 
 
 def _plain(value: object) -> object:
@@ -48,16 +49,19 @@ def _folder_hash(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def folder_hash(folder: Path) -> str:
-    """SHA-256 over names and contents of every visible file below `folder` (read once per process and state)."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
+    """SHA-256 over names and contents of every visible file below `folder` (read once per process and state).
+
+    The folder's card (`README.md`) does not count: what it says of a model does not change it.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and _counts(path.relative_to(folder)))
     stamp = tuple(
         (path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files
     )
     return _folder_hash(folder.resolve(), stamp)
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _counts(path: Path) -> bool:
+    return path.as_posix() != CARD and not any(part.startswith(".") for part in path.parts)
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How a merge uses the machine; none of it changes the merged model."""
+    """How a merge uses the machine; none of it changes the merged weights."""
 
     memory: str = "2GiB"
     """Memory for the tensors of a merge, whatever the model's size; Python and torch take about 0.3 GiB beside it."""
@@ -17,6 +17,8 @@ class EngineConfig:
     """Copy a little first, so that the report can compare the merge's speed to that of a plain copy."""
     checksums: bool = True
     """Take the SHA-256 of all inputs and outputs for the manifest; on a fast disk that is most of a simple merge."""
+    shard_size: str = "5GB"
+    """Largest file of merged weights: where the base has larger ones, the merged model is written in shards."""
 
 
 @dataclass(frozen=True)

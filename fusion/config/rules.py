@@ -31,7 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.precision": ("32-true", "bf16-mixed", "bf16-true", "64-true"),
     "parallel.name": ("single", "ddp", "fsdp", "fsdp1"),
     "parallel.accelerator": ("auto", "cpu", "gpu"),
-    "vocabulary": ("error", "base"),
+    "vocabulary": ("error", "base", "union", "intersect"),
     "sweep": ("separate", "fused"),
     "evaluation.name": ("skills", "none"),
     "search_value": ("heldout_won",),
@@ -95,6 +95,7 @@ AT_LEAST: dict[str, float] = {
     "estimate.tokens_per_dialogue": 1,
 }
 LEAST_MEMORY = 64 << 20
+LEAST_SHARD = 1 << 10
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 RENDEZVOUS = re.compile(r"\S+:\d+")
 ABOVE_ZERO = (
@@ -108,7 +109,7 @@ def settings_problems(settings: TrainConfig | MergeConfig | EvaluateConfig) -> l
     problems = [*_choices(settings), *_ranges(settings)]
     if isinstance(settings, EvaluateConfig):
         return [*problems, *evaluate_problems(settings)]
-    problems += _combinations(settings) if isinstance(settings, TrainConfig) else _engine(settings.engine)
+    problems += _combinations(settings) if isinstance(settings, TrainConfig) else engine_problems(settings.engine)
     return [*problems, *_estimate(settings.estimate)]
 
 
@@ -147,12 +148,17 @@ def _estimate(estimate: EstimateConfig) -> Iterator[str]:
             yield f"estimate.{name}: {error}"
 
 
-def _engine(engine: EngineConfig) -> Iterator[str]:
+def engine_problems(engine: EngineConfig) -> Iterator[str]:
     try:
         if num_bytes(engine.memory) < LEAST_MEMORY:
             yield f"engine.memory={engine.memory}: at least 64MiB is expected"
     except ValueError as error:
         yield f"engine.memory: {error}"
+    try:
+        if num_bytes(engine.shard_size) < LEAST_SHARD:
+            yield f"engine.shard_size={engine.shard_size}: at least 1KiB is expected"
+    except ValueError as error:
+        yield f"engine.shard_size: {error}"
     if not DEVICE.fullmatch(engine.device):
         yield f"engine.device={engine.device}: choose cpu, cuda or cuda:N"
 

@@ -13,7 +13,6 @@ BASELINE_RECIPE = ("objective", "optim", "trainer", "lora")
 RECIPE = ("teacher", "alignment", "fusion", *BASELINE_RECIPE)
 ATTEMPT = ("checkpoint_every_steps", "keep_checkpoints", "resume")
 """Settings of the trainer about the attempts that a training may take."""
-"""Settings that only `plan=true` reads."""
 MACHINERY = {
     *("device", "placement", "processes", "workers", "worker", "batch_tokens", "shard_dialogues"),
     *("dtw_sample", "chunk_rows", "progress_bar", "peak_tflops", "log_every_steps", "data_workers"),
@@ -345,7 +344,8 @@ class MergeConfig:
     sft: str | None = None
     """An SFT-only run to show beside the targets; the matching one of `paths.runs` when left out."""
     vocabulary: str = "error"
-    """Targets with other tokens than the base's: refused (`error`), or merged by the base's tokens alone (`base`)."""
+    """Targets with other tokens than the base's: refused (`error`), or the merged model has the base's tokens
+    (`base`), the targets' too (`union`) or those that all have (`intersect`)."""
     threads: int = 1
     """CPU threads of matrix products; a setting, not the machine's choice, because sums may differ in the last bit."""
     skip_finished: bool = True

@@ -1,48 +1,31 @@
 """Merging model folders: in bounded memory, resumable, and visible only when complete."""
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-
 from fusion.cache import fingerprint, source_version
 from fusion.config import UserError, raise_problems
+from fusion.config.rules import engine_problems
 from fusion.config.schema import EngineConfig
-from fusion.merging.checkpoint import CONFIG_FILE, Checkpoint, is_adapter, links_outside, open_checkpoint
-from fusion.merging.deltas import block_length
+from fusion.merging.card import CARD_FILE, Provenance, write_card
+from fusion.merging.companions import copy_companions, model_files
 from fusion.merging.digests import Digests, Stamp
 from fusion.merging.evidence import Evidence
-from fusion.merging.manifest import HashedFolder, write_manifest
+from fusion.merging.inputs import Inputs
+from fusion.merging.layout import Layout, layout_of
+from fusion.merging.manifest import MANIFEST_FILE, HashedFolder, write_manifest
 from fusion.merging.merger import Merge, merge_together
 from fusion.merging.method import method_names
-from fusion.merging.operands import NotFiniteError, not_finite
+from fusion.merging.operands import NotFiniteError
 from fusion.merging.output import Output
-from fusion.merging.plan import SHOWN, MergePlan, MergeRequest, input_labels, input_roles, state_problems
+from fusion.merging.plan import MergePlan, MergeRequest, state_problems
 from fusion.merging.report import MergeReport
 from fusion.merging.resources import Resources, checked_resources
 from fusion.merging.statistics import TensorRecord
-from fusion.merging.targets import open_target
 from fusion.merging.vocabulary import ERROR, vocabulary_problems
 from fusion.merging.working import measured_copy_speed, space_problems, unfinished
-
-COMPANIONS = (
-    CONFIG_FILE,
-    "generation_config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates/*.jinja",
-)
 
 
 def merge_folders(
@@ -61,13 +44,16 @@ def merge_folders(
     """Merge Hugging Face model folders into a new one at `out`; parameters as in `merge_state_dicts`.
 
     A target may be a LoRA adapter of the base (a folder of peft), whose weights are computed while they are read.
-    One with another vocabulary is refused (`vocabulary="error"`), or counts by the base's tokens (`"base"`): its rows
-    are found through the tokenisers in the folders, and tokens that it lacks keep the base's rows.
+    Targets with another vocabulary are refused (`vocabulary="error"`), or their rows are found through the tokenisers
+    in the folders: the merged model has the base's tokens (`"base"`), also those that only targets have, behind the
+    base's (`"union"`), or those that all have, beside the base's special ones (`"intersect"`). A row that a model
+    lacks is the base's, a delta of zero; where the base lacks it too, it is the mean of those that the others have.
 
-    `out` gets the base's (without base: the first target's) layout of weight files, config, tokeniser, chat template
-    and generation config, and a `manifest.json` that `python -m fusion.merging.verify` checks. It appears, complete
-    and flushed to the disk, by one rename; a merge that fails leaves nothing, and one that is killed leaves a hidden
-    folder with which the same merge goes on.
+    `out` gets the base's (without base: the first target's) weight files, or shards of at most `engine.shard_size`
+    where these are larger, its config, tokeniser, chat template and generation config, a model card, and a
+    `manifest.json` that `python -m fusion.merging.verify` checks. It appears, complete and flushed to the disk, by one
+    rename; a merge that fails leaves nothing, and one that is killed leaves a hidden folder with which the same merge
+    goes on.
 
     Raises:
         UserError: with all problems of the request and the folders before the first byte is written; all tensors with
@@ -92,26 +78,28 @@ def merge_folders_together(
     """
     started = time.perf_counter()
     outs = [Path(out).resolve() for out in outs]
+    wrong_settings = list(engine_problems(engine))
     problems = [p for request in requests for p in request.problems(base is not None, len(targets))]
     problems += [problem for out in outs for problem in _out_problems(out)]
     is_measured = any(request.evidence is not None for request in requests)
     problems += vocabulary_problems(vocabulary, base is not None, is_measured)
-    inputs = _open_inputs(base, targets, vocabulary, problems)
-    problems += _architecture_problems(inputs) + state_problems(inputs)
-    problems += space_problems(outs, _output_bytes(inputs))
-    raise_problems(list(dict.fromkeys(problems)))
-    opened_targets = [checkpoint for role, checkpoint in inputs.items() if role != "base"]
-    plans = [request.plan(inputs.get("base"), opened_targets) for request in requests]
+    inputs = Inputs.open(base, targets, vocabulary, problems)
+    problems += state_problems(inputs.checkpoints)
+    if inputs.checkpoints and not wrong_settings:
+        layout = layout_of(inputs.reference, engine.shard_size)
+        problems += space_problems(outs, layout.num_bytes)
+    raise_problems(list(dict.fromkeys(problems + wrong_settings)))
+    plans = [request.plan(inputs.base, inputs.targets) for request in requests]
     for plan in plans:
         resources = checked_resources(plan, engine)
     try:
         with ExitStack() as stack:
             workings = [stack.enter_context(unfinished(out)) for out in outs]
-            source = _reference(inputs).files[0].path
+            source = inputs.reference.files[0].path
             copy_speed = measured_copy_speed(source, workings[0]) if engine.probe_disk else None
-            reports = _merge_into(workings, plans, inputs, resources, vocabulary)
+            reports = _merge_into(workings, plans, inputs, layout, resources)
     except NotFiniteError as error:
-        raise UserError(_spoilt(inputs) or error.problems) from error
+        raise UserError(inputs.spoilt() or error.problems) from error
     for report in reports:
         report.copy_speed, report.seconds = copy_speed, time.perf_counter() - started
         report.merged_together = len(reports)
@@ -119,16 +107,12 @@ def merge_folders_together(
 
 
 def _merge_into(
-    workings: Sequence[Path],
-    plans: Sequence[MergePlan],
-    inputs: Mapping[str, Checkpoint],
-    resources: Resources,
-    vocabulary: str,
+    workings: Sequence[Path], plans: Sequence[MergePlan], inputs: Inputs, layout: Layout, resources: Resources
 ) -> list[MergeReport]:
     """Fill the working folders, going on from what an earlier attempt at the same merges has finished."""
-    stamps = [Stamp.of(path) for path in _input_files(inputs)]
+    stamps = [Stamp.of(path) for path in inputs.files]
     pairs = list(zip(plans, workings, strict=True))
-    outputs = [Output(plan, _reference(inputs), working, _key(plan, vocabulary, stamps)) for plan, working in pairs]
+    outputs = [Output(plan, layout, working, _key(plan, inputs, layout, stamps)) for plan, working in pairs]
     merges = {Merge(output.plan, output, output.resumed): output for output in outputs}
     records = {output: dict(output.resumed) for output in outputs}
     with Digests(resources.threads, resources.checksums) as digests, ExitStack() as stack:
@@ -137,18 +121,25 @@ def _merge_into(
             output, name = merges[merge], record.name
             records[output][name] = record
             commits[output](record)
-            for homes in (*(checkpoint.homes for checkpoint in inputs.values()), output.homes):
-                digests.follow(homes[name].path, homes[name].end(name))
+            homes = [checkpoint.homes[name] for checkpoint in inputs.checkpoints.values()]
+            written = output.homes[name]
+            for home in [*homes, written] if written in output.in_order else homes:
+                digests.follow(home.path, home.end(name))
         for working in workings:
-            _copy_companions(_reference(inputs), working)
+            layout.write_index(working)
+            copy_companions(inputs.reference, inputs.changes, working)
         visible = {working: _visible_files(working) for working in workings}
-        found = digests.all_of(_input_files(inputs), [path for paths in visible.values() for path in paths])
+        found = digests.all_of(inputs.files, [path for paths in visible.values() for path in paths])
     changed = [stamp.path for stamp in stamps if Stamp.of(Path(stamp.path)) != stamp]
     raise_problems([f"{path}: was changed while it was merged: merge again" for path in changed])
-    for plan, working in pairs:
-        _write_manifest(plan, vocabulary, inputs, working, found)
     num_bytes = sum(stamp.num_bytes for stamp in stamps)
-    return [_report(output, records[output], num_bytes, visible[output.working]) for output in outputs]
+    reports = [_report(output, records[output], num_bytes, visible[output.working]) for output in outputs]
+    base = inputs.base.folder if inputs.base else None
+    targets = [target.folder for target in inputs.targets]
+    for report, (plan, working) in zip(reports, pairs, strict=True):
+        _write_manifest(plan, inputs, working, found)
+        write_card(working, report, Provenance.of_call(report, base, targets, inputs.vocabulary))
+    return reports
 
 
 def _report(
@@ -160,12 +151,14 @@ def _report(
     return report
 
 
-def _key(plan: MergePlan, vocabulary: str, stamps: Sequence[Stamp]) -> str:
+def _key(plan: MergePlan, inputs: Inputs, layout: Layout, stamps: Sequence[Stamp]) -> str:
     """What must be the same for a merge to go on with another's tensors."""
     own = [] if plan.method.name in method_names() else [plan.method.function.__module__]
     return fingerprint(
         {
-            "request": [plan.method.name, plan.parameters, plan.scale, plan.seed, list(plan.inputs), vocabulary],
+            "request": [plan.method.name, plan.parameters, plan.scale, plan.seed, list(plan.inputs)],
+            "vocabulary": inputs.vocabulary,
+            "layout": layout.preambles,
             "inputs": stamps,
             "evidence": plan.evidence.name if plan.evidence else None,
             "code": source_version("fusion.merging", *own),
@@ -173,71 +166,10 @@ def _key(plan: MergePlan, vocabulary: str, stamps: Sequence[Stamp]) -> str:
     )
 
 
-def _reference(inputs: Mapping[str, Checkpoint]) -> Checkpoint:
-    """Whose layout and companions the merged model gets."""
-    return next(iter(inputs.values()))
-
-
-def _output_bytes(inputs: Mapping[str, Checkpoint]) -> int:
-    return sum(file.num_bytes for file in _reference(inputs).files) if inputs else 0
-
-
-def _input_files(inputs: Mapping[str, Checkpoint]) -> list[Path]:
-    """Weights and companions of all inputs, each once."""
-    return list(dict.fromkeys(path for checkpoint in inputs.values() for path in _model_files(checkpoint)))
-
-
-def _model_files(checkpoint: Checkpoint) -> list[Path]:
-    return [file.path for file in checkpoint.files] + _companions(checkpoint)
-
-
 def _visible_files(working: Path) -> list[Path]:
-    return sorted(path for path in working.rglob("*") if path.is_file() and not path.name.startswith("."))
-
-
-def _open_inputs(
-    base: Path | None, targets: Sequence[Path], vocabulary: str, problems: list[str]
-) -> dict[str, Checkpoint]:
-    """The readable inputs by their roles; what is wrong with the others goes to `problems`."""
-    opened: dict[str, Checkpoint] = {}
-    for role, folder in input_roles(base and Path(base), [Path(target) for target in targets]).items():
-        try:
-            if role == "base":
-                opened[role] = _without_links(open_checkpoint(folder))
-            elif base is None or "base" in opened or not is_adapter(folder):
-                opened[role] = _without_links(open_target(folder, opened.get("base"), vocabulary))
-        except UserError as error:
-            problems += [f"{role}: {problem}" for problem in error.problems]
-    return opened
-
-
-def _without_links(opened: Checkpoint) -> Checkpoint:
-    raise_problems(links_outside(opened.folder, _model_files(opened)))
-    return opened
-
-
-def _spoilt(inputs: Mapping[str, Checkpoint]) -> list[str]:
-    """All tensors that hold NaN or infinities; the first few of each input in full."""
-    problems: list[str] = []
-    for label, checkpoint in zip(input_labels(inputs), inputs.values(), strict=True):
-        names = [name for name in checkpoint if not _is_finite(checkpoint, name)]
-        problems += [not_finite(label, name) for name in names[:SHOWN]]
-        if len(names) > SHOWN:
-            problems.append(f"{label}: and {len(names) - SHOWN} more tensors with NaN or infinities")
-    return problems
-
-
-def _is_finite(checkpoint: Checkpoint, name: str) -> bool:
-    """Read in the blocks of a merge, so that a large tensor never is in memory as a whole."""
-    home = checkpoint.homes[name]
-    spec = home.specs[name]
-    length = block_length(spec.shape)
-    for start in range(0, spec.num_elements if spec.dtype.is_floating_point else 0, length):
-        block_N = torch.empty(min(length, spec.num_elements - start), dtype=spec.dtype)
-        home.read_span(name, start, block_N)
-        if not bool(block_N.isfinite().all()):
-            return False
-    return True
+    """What the manifest lists: all but itself and the card."""
+    files = (path for path in working.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in files if path.name not in (MANIFEST_FILE, CARD_FILE))
 
 
 def _out_problems(out: Path) -> list[str]:
@@ -248,50 +180,20 @@ def _out_problems(out: Path) -> list[str]:
     return []
 
 
-def _architecture_problems(inputs: Mapping[str, Checkpoint]) -> list[str]:
-    problems = []
-    configs = [checkpoint.config for checkpoint in inputs.values()]
-    labels = input_labels(inputs)
-    for label, config in zip(labels, configs, strict=True):
-        for key in ("model_type", "architectures"):
-            mine, wanted = config.get(key), configs[0].get(key)
-            if mine is not None and wanted is not None and mine != wanted:
-                problems.append(f"{label}: {key} is {mine}, but {wanted} in {labels[0]}: merge one architecture only")
-    return problems
-
-
-def _companions(checkpoint: Checkpoint) -> list[Path]:
-    """Files that make weights a model: never code, pickles, or another model's card."""
-    index = [] if checkpoint.index is None else [checkpoint.index]
-    found = {path for pattern in COMPANIONS for path in checkpoint.folder.glob(pattern) if path.is_file()}
-    return sorted([*found, *index])
-
-
-def _copy_companions(checkpoint: Checkpoint, working: Path) -> None:
-    for path in _companions(checkpoint):
-        copied = working / path.relative_to(checkpoint.folder)
-        copied.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, copied)
-
-
-def _write_manifest(
-    plan: MergePlan,
-    vocabulary: str,
-    inputs: Mapping[str, Checkpoint],
-    working: Path,
-    digests: Mapping[Path, str],
-) -> None:
+def _write_manifest(plan: MergePlan, inputs: Inputs, working: Path, digests: Mapping[Path, str]) -> None:
     request = {
         "method": plan.method.name,
         "paper": plan.method.paper,
         "parameters": plan.written_parameters,
         "scale": plan.scale,
         "seed": plan.seed,
-        "vocabulary": vocabulary,
+        "vocabulary": inputs.vocabulary,
+        "missing_rows": inputs.missing_rows,
+        "new_tokens": inputs.num_new_tokens,
         "evidence": plan.evidence.name if plan.evidence else None,
     }
     sources = {
-        role: HashedFolder.of(checkpoint.folder, _model_files(checkpoint), digests)
-        for role, checkpoint in inputs.items()
+        role: HashedFolder.of(checkpoint.folder, model_files(checkpoint), digests)
+        for role, checkpoint in inputs.checkpoints.items()
     }
     write_manifest(working, request, sources, HashedFolder.of(working, _visible_files(working), digests))

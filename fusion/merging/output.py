@@ -1,15 +1,16 @@
 """The folder in which a merged model is made: pre-sized files, written in place, and a journal of what is finished."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from torch import Tensor
 
-from fusion.merging.checkpoint import Checkpoint
 from fusion.merging.journal import JOURNAL_FILE, Journal
+from fusion.merging.layout import Layout
 from fusion.merging.plan import MergePlan
 from fusion.merging.statistics import TensorRecord
 from fusion.merging.working import clear
@@ -19,17 +20,21 @@ COMMIT_SECONDS = 5.0
 
 
 class Output:
-    """The merged weights in the reference's files and order; a sink for merged blocks.
+    """The merged weights in the files of a layout; a sink for merged blocks.
 
     Tensors enter the journal in groups, after their bytes were flushed to the disk by a thread of its own: what the
     journal names survives a kill and a power cut.
     """
 
-    def __init__(self, plan: MergePlan, reference: Checkpoint, working: Path, key: str) -> None:
+    def __init__(self, plan: MergePlan, layout: Layout, working: Path, key: str) -> None:
         self.plan, self.working = plan, working
-        files = {file.path: file.layout_at(working / file.path.name) for file in reference.files}
-        self._files = list(files.values())
-        self.homes = {name: files[file.path] for name, file in reference.homes.items()}
+        self._files = layout.at(working)
+        self.homes = {name: file for file in self._files for name in file.specs}
+        place = {name: i for i, name in enumerate(plan.merged_names)}
+        self.in_order = [
+            file for file in self._files if _ascends([place[name] for name in file.specs if name in place])
+        ]
+        """Files that are written from front to back."""
         self._journal = self._resume(working, key) or self._begin(plan, working, key)
         self.resumed: Mapping[str, TensorRecord] = dict(self._journal.records)
 
@@ -83,3 +88,7 @@ class Output:
     def _flush(self) -> None:
         for file in self._files:
             file.flush()
+
+
+def _ascends(places: Sequence[int]) -> bool:
+    return all(first < second for first, second in pairwise(places))

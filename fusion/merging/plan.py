@@ -18,6 +18,7 @@ from fusion.merging.method import MergeMethod, load_method
 from fusion.merging.parameters import check_parameters, options_of, with_defaults
 from fusion.merging.tensor_file import TensorSpec
 from fusion.merging.varying import value_at, varying_problems, written
+from fusion.merging.vocabulary import CHOOSE
 
 State = Mapping[str, Tensor]
 Specs = Mapping[str, TensorSpec]
@@ -259,7 +260,7 @@ def _advice(name: str, spec: TensorSpec, reference: TensorSpec) -> str:
     """What to do about a tensor that differs in shape or dtype."""
     if LAYER.match(name) or spec.dtype != reference.dtype or spec.shape[1:] != reference.shape[1:]:
         return "save both models alike"
-    return "for another vocabulary, vocabulary=base merges the rows of the base's tokens"
+    return f"for another vocabulary, {CHOOSE}"
 
 
 def _quantized_problems(label: str, specs: Specs) -> list[str]:

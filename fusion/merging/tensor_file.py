@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -178,6 +179,37 @@ def open_tensor_file(path: Path) -> TensorFile:
         ) from error
     _check_offsets(path, len(preamble), specs, ends)
     return TensorFile(path, preamble, specs, {name: len(preamble) + start for name, (start, _) in ends.items()})
+
+
+def new_tensor_file(path: Path, specs: Mapping[str, TensorSpec]) -> TensorFile:
+    """The header of a file that is to hold these tensors.
+
+    They keep their order if every one then begins at a multiple of its type's width, as readers that map the file want
+    it; otherwise wide types come first.
+    """
+    ordered = dict(specs)
+    starts = _starts(ordered)
+    if any(starts[name] % spec.dtype.itemsize for name, spec in ordered.items()):
+        ordered = dict(sorted(specs.items(), key=lambda item: -item[1].dtype.itemsize))
+        starts = _starts(ordered)
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    entries = {
+        name: {
+            "dtype": names[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [starts[name], starts[name] + spec.num_bytes],
+        }
+        for name, spec in ordered.items()
+    }
+    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":")).encode()
+    header = header.ljust(len(header) + -len(header) % LENGTH_BYTES)
+    preamble = len(header).to_bytes(LENGTH_BYTES, "little") + header
+    return TensorFile(path, preamble, ordered, {name: len(preamble) + start for name, start in starts.items()})
+
+
+def _starts(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
+    """Where each tensor begins behind the header when they lie one behind the other."""
+    return dict(zip(specs, accumulate((spec.num_bytes for spec in specs.values()), initial=0), strict=False))
 
 
 def short_reason(error: Exception) -> str:

@@ -55,6 +55,14 @@ class MergeInputs:
         return DataConfig(**self._first_lineage()["data"]) if self.runs else None
 
     @property
+    def sources(self) -> dict[str, list[ModelConfig]]:
+        """The models that each target's run learned from; nothing when targets have no runs."""
+        return {
+            target.name: [ModelConfig.of(source) for source in read_lineage(run)["sources"]]
+            for target, run in zip(self.targets, self.runs, strict=False)
+        }
+
+    @property
     def recipe(self) -> Mapping[str, Any]:
         """The settings by which the targets were trained; nothing when they were trained differently, or unknown."""
         recipes = [run.recipe for run in self.runs]
