@@ -53,18 +53,20 @@ def test_a_merged_folder_holds_what_the_state_dicts_give(tmp_path: Path, num_sha
     assert merged.keys() == expected.keys()
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
     names = {path.name for path in out.iterdir()}
-    assert names == {path.name for path in base_folder.iterdir()} | {"manifest.json"}
+    assert names == {path.name for path in base_folder.iterdir()} | {"manifest.json", "README.md"}
     assert list((tmp_path / "run").iterdir()) == [out]
-    assert report.bytes_written == sum(path.stat().st_size for path in out.iterdir() if path.name != "manifest.json")
+    listed = json.loads((out / "manifest.json").read_text())["outputs"]
+    assert report.bytes_written == sum((out / name).stat().st_size for name in listed)
     assert report.seconds > 0
     assert report.scale == 1.5
 
 
-def test_the_base_s_tokenizer_comes_along_but_no_code_and_no_card(family: Family, tmp_path: Path) -> None:
+def test_the_base_s_tokenizer_comes_along_but_not_its_code_and_card(family: Family, tmp_path: Path) -> None:
     merge_folders("linear", family[0], family[1], tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"tokenizer.json", "chat_template.jinja", "generation_config.json", "config.json"} <= names
-    assert not {"README.md", "modeling_evil.py"} & names
+    assert "modeling_evil.py" not in names
+    assert "the base's card" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_without_a_base_the_first_target_gives_the_rest(family: Family, tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_the_manifest_names_everything(family: Family, tmp_path: Path) -> None:
     assert (manifest["method"], manifest["scale"], manifest["seed"]) == ("ties", 2.0, 3)
     assert [manifest["inputs"][f"target {j}"]["folder"] for j in range(3)] == [str(folder) for folder in family[1]]
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= manifest["inputs"]["base"]["files"].keys()
-    assert manifest["outputs"].keys() == {p.name for p in (tmp_path / "out").iterdir()} - {"manifest.json"}
+    assert manifest["outputs"].keys() == {p.name for p in (tmp_path / "out").iterdir()} - {"manifest.json", "README.md"}
 
 
 def test_an_empty_output_folder_is_filled_and_a_full_one_refused(family: Family, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from fusion.config.schema import MergeConfig, PathsConfig
 from fusion.dialogues.token_bytes import token_bytes
 from fusion.merging import merge_folders
 from fusion.merging.checkpoint import open_checkpoint
-from fusion.merging.targets import open_target
-from fusion.merging.vocabulary import matching_rows
+from fusion.merging.inputs import Inputs
+from fusion.merging.vocabulary import match
 from fusion.tracking.inputs import find_inputs
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -59,7 +59,7 @@ def adopted(base_tensor, target_tensor, rows):
 def test_added_tokens_go_and_the_bases_padding_stays(tmp_path, base):
     target = saved(tmp_path / "target", extended(), seed=1)
     opened, plain, whole = open_checkpoint(base), open_checkpoint(target), None
-    matched = open_target(target, opened, "base")
+    matched = Inputs.open(base, [target], "base").targets[0]
     rows = expected_rows(make_tokenizer("byte_level", "chatml"), extended(), ["<|tool|>"], len(opened[EMBEDDING]))
     assert rows[-5:] == [-1] * 5
     for name in (EMBEDDING, HEAD):
@@ -75,7 +75,7 @@ def test_other_orders_of_tokens_meet(tmp_path, base):
     other = make_tokenizer("byte_level", "openchat")
     target = saved(tmp_path / "target", other, seed=1)
     opened, plain = open_checkpoint(base), open_checkpoint(target)
-    matched = open_target(target, opened, "base")
+    matched = Inputs.open(base, [target], "base").targets[0]
     rows = expected_rows(make_tokenizer("byte_level", "chatml"), other, None, len(opened[EMBEDDING]))
     moved = [row for place, row in enumerate(rows) if row not in (place, -1)]
     assert len(moved) > 100
@@ -93,7 +93,7 @@ def test_different_kinds_meet_by_the_bytes(tmp_path):
     """`Ġthe` and `▁the` are the same token; single bytes meet byte pieces."""
     letters, pieces = make_tokenizer("byte_level", "chatml"), make_tokenizer("metaspace", "openchat")
     tables = token_bytes(letters), token_bytes(pieces)
-    rows = matching_rows(*tables, len(letters), len(pieces))
+    rows = match("base", tables, [len(letters), len(pieces)]).rows_IV[1]
     special = set(tables[0].special.tolist())
     found = np.flatnonzero(rows >= 0)
     assert len(found) > 200
@@ -117,7 +117,7 @@ def test_a_merge_counts_by_the_bases_tokens(tmp_path, base):
     ]
     merge_folders("task_arithmetic", base, targets, tmp_path / "out", vocabulary="base", weight=0.5)
     opened = open_checkpoint(base)
-    states = [open_target(target, opened, "base") for target in targets]
+    states = Inputs.open(base, targets, "base").targets
     assert torch.equal(states[1][EMBEDDING], open_checkpoint(targets[1])[EMBEDDING])
     merged = load_file(tmp_path / "out" / "model.safetensors")
     for name in (EMBEDDING, HEAD, "model.norm.weight"):
@@ -143,8 +143,8 @@ def test_another_vocabulary_is_refused_unless_asked_for(tmp_path, base):
     with pytest.raises(UserError, match="vocabulary=base") as caught:
         merge_folders("linear", base, [target], tmp_path / "out")
     assert sum("vocabulary=base" in problem for problem in caught.value.problems) == 2
-    with pytest.raises(UserError, match="unions and intersections are not built"):
-        merge_folders("linear", base, [target], tmp_path / "out", vocabulary="union")
+    with pytest.raises(UserError, match="choose one of error, base, union, intersect"):
+        merge_folders("linear", base, [target], tmp_path / "out", vocabulary="onion")
     with pytest.raises(UserError, match="needs a base"):
         merge_folders("linear", None, [target, target], tmp_path / "out", vocabulary="base")
     (target / "tokenizer.json").unlink()
@@ -154,8 +154,8 @@ def test_another_vocabulary_is_refused_unless_asked_for(tmp_path, base):
 
 def test_the_setting_has_its_choices():
     assert settings_problems(MergeConfig(vocabulary="base")) == []
-    (problem,) = settings_problems(MergeConfig(vocabulary="union"))
-    assert problem.startswith("vocabulary=union: choose one of error, base")
+    (problem,) = settings_problems(MergeConfig(vocabulary="onion"))
+    assert problem.startswith("vocabulary=onion: choose one of error, base, union, intersect")
 
 
 def task_of(tmp_path, base, targets, **changed):
