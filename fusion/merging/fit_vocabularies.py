@@ -65,7 +65,8 @@ def fit_vocabularies(inputs: Mapping[str, Checkpoint], mode: str) -> Fitted:
     missing = {role: int((rows_V == NONE).sum()) for role, rows_V in zip(inputs, vocabulary.rows_IV, strict=True)}
     for role, count in missing.items():
         log.info("%s: lacks %d of the merged model's %d rows", role, count, vocabulary.size)
-    changes = _changes(next(iter(inputs.values())), backends, vocabulary)
+    is_first = np.array_equal(vocabulary.rows_IV[0], np.arange(sizes[0]))
+    changes = Changes() if is_first else _changes(next(iter(inputs.values())), backends, vocabulary)
     return Fitted(dict(zip(inputs, rows, strict=True)), changes, missing, len(vocabulary.new))
 
 
@@ -102,9 +103,7 @@ def _vocabulary_size(checkpoint: Checkpoint, mode: str) -> int:
 
 
 def _changes(base: Checkpoint, backends: Sequence[Backend], vocabulary: Vocabulary) -> Changes:
-    """Tokeniser and configs of a model whose tokens are not the base's."""
-    if np.array_equal(vocabulary.rows_IV[0], np.arange(vocabulary.size)) and not vocabulary.new:
-        return Changes()
+    """Tokeniser and configs of a model whose tokens are not those of `base`."""
     backend = united(backends, vocabulary) if vocabulary.kept is None else restricted(backends[0], vocabulary)
     configs = {name: config for name in (CONFIG_FILE, GENERATION_CONFIG) if (config := read_json(base.folder / name))}
     settings = read_json(base.folder / TOKENIZER_CONFIG)

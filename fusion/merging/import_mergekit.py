@@ -34,6 +34,8 @@ IGNORED = {
 }
 HEAD = "over the layers (gradient): the final norm and the head get the last anchor; mergekit gives them the first"
 BY_NUMBER = "tokenizer_source: this merge has no base here, and embeddings are merged row by row: tokens must agree"
+NEW_IDS = "tokenizer_source: tokens that the base lacks may get other ids here than mergekit gives them"
+UNION = "union"
 PLAIN = re.compile(r"[\w./-]+")
 
 
@@ -147,7 +149,11 @@ def _fill(
         targets = models if rule.targets == "all" else others
     imported.method, imported.targets = rule.ours, [name for name, _ in targets]
     imported.base = str(base) if base and rule.targets == "others" else None
-    if _tokenizer_source(config):
+    source = _tokenizer_source(config)
+    if source == UNION:
+        imported.vocabulary = UNION
+        imported.notes.append(NEW_IDS)
+    elif source:
         imported.vocabulary = "base" if imported.base else None
         imported.notes += [] if imported.base else [BY_NUMBER]
     shared = config.get("parameters") or {}
@@ -204,10 +210,10 @@ def _unread(rule: Rule, shared: Mapping[str, Any], own: Sequence[Mapping[str, An
 def _tokenizer_problems(config: Mapping[str, Any]) -> list[str]:
     source, tokenizer = _tokenizer_source(config), config.get("tokenizer")
     problems = []
-    if source not in (None, "base", config.get("base_model")):
-        problems.append(f"tokenizer_source: '{source}' is not built: leave it out, or give `base`")
+    if source not in (None, "base", UNION, config.get("base_model")):
+        problems.append(f"tokenizer_source: '{source}' is not built: leave it out, or give `base` or `union`")
     if tokenizer and (not isinstance(tokenizer, Mapping) or set(tokenizer) != {"source"}):
-        problems.append("tokenizer: embeddings of single tokens and padding are not built: give `source: base` alone")
+        problems.append("tokenizer: embeddings of single tokens and padding are not built: give `source` alone")
     return problems
 
 

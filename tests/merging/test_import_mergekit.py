@@ -142,6 +142,9 @@ def test_the_base_s_tokens_are_the_merged_model_s():
         found = of_method("ties", base=f"base_model: p\n{line}")
         assert "vocabulary=base" in found.overrides
         assert yaml.safe_load(found.study)["vocabulary"] == "base"
+    found = of_method("ties", base="base_model: p\ntokenizer: {source: union}")
+    assert "vocabulary=union" in found.overrides
+    assert any("other ids" in note for note in found.notes)
     alone = of_method("linear", base="base_model: a\ntokenizer_source: base")
     assert alone.vocabulary is None
     assert any("no base here" in note for note in alone.notes)
@@ -152,7 +155,7 @@ def test_all_problems_come_together():
         merge_method: tiess
         models: [{model: a+lora}, {model: b}]
         chat_template: chatml
-        tokenizer_source: union
+        tokenizer_source: model:x
         tokenizer: {source: union, tokens: {x: {}}}
     """)
     for word in ("tiess", "a+lora", "chat_template", "tokenizer_source", "tokenizer: "):

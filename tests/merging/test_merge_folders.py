@@ -88,7 +88,10 @@ def test_the_manifest_names_everything(family: Family, tmp_path: Path) -> None:
     assert (manifest["method"], manifest["scale"], manifest["seed"]) == ("ties", 2.0, 3)
     assert [manifest["inputs"][f"target {j}"]["folder"] for j in range(3)] == [str(folder) for folder in family[1]]
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= manifest["inputs"]["base"]["files"].keys()
-    assert manifest["outputs"].keys() == {p.name for p in (tmp_path / "out").iterdir()} - {"manifest.json", "README.md"}
+    assert manifest["outputs"].keys() == {p.name for p in (tmp_path / "out").iterdir()} - {
+        "manifest.json",
+        "README.md",
+    }
 
 
 def test_an_empty_output_folder_is_filled_and_a_full_one_refused(family: Family, tmp_path: Path) -> None:
