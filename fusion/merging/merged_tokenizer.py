@@ -5,7 +5,6 @@ Everything here is about the JSON of a fast tokeniser (https://huggingface.co/do
 
 import json
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -48,6 +47,10 @@ class Backend:
     def written(self, token: int) -> str:
         return self.added[token]["content"] if token in self.added else self.pieces[token]
 
+    def copy(self) -> Json:
+        """What may be changed; several times as fast as a deep copy."""
+        return json.loads(json.dumps(self.json))
+
     def __str__(self) -> str:
         return f"{self.label}: its tokeniser ({self.kind}, {self.json['model']['type']})"
 
@@ -61,7 +64,7 @@ def united(backends: Sequence[Backend], vocabulary: Vocabulary) -> Json:
     Raises:
         UserError: the pieces cannot be united: other kinds of tokenisers, or no BPE.
     """
-    merged = deepcopy(backends[0].json)
+    merged = backends[0].copy()
     pieces: dict[int, dict[int, int]] = {}
     for row, source, own in vocabulary.new:
         if own in backends[source].added:
@@ -86,8 +89,9 @@ def _kind_problems(base: Backend, other: Backend, rows: Mapping[int, int]) -> li
         return []
     shown = ", ".join(repr(other.pieces[token]) for token in list(rows)[:SHOWN])
     return [
-        f"{other} has {len(rows):,} pieces that {base} lacks, such as {shown}, and only BPE tokenisers that read text "
-        "alike can be united: take vocabulary=base or intersect"
+        f"{other} has {len(rows):,} pieces, such as {shown}, that the tokeniser of {base.label} ({base.kind}, "
+        f"{base.json['model']['type']}) lacks, and only BPE tokenisers that read text alike can be united: take "
+        "vocabulary=base or intersect"
     ]
 
 
@@ -109,7 +113,7 @@ def restricted(backend: Backend, vocabulary: Vocabulary) -> Json:
         UserError: it is not BPE, or what it cannot do without is not among them.
     """
     new_ids = vocabulary.new_ids
-    merged = deepcopy(backend.json)
+    merged = backend.copy()
     model = merged["model"]
     raise_problems(_loss_problems(backend, new_ids))
     model["vocab"] = {piece: new_ids[token] for piece, token in model["vocab"].items() if token in new_ids}

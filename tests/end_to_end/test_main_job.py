@@ -1,6 +1,7 @@
 """What the two commands leave behind."""
 
 import json
+import re
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -102,6 +103,19 @@ def test_targets_are_ordinary_model_folders(targets):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.chat_template
     assert AutoModelForCausalLM.from_pretrained(folder).config.architectures == ["LlamaForCausalLM"]
+
+
+def test_the_merged_model_s_card_has_scores_and_sources(merges):
+    """The verification below has the card with it: it came after the manifest."""
+    folder = merges / "merge=linear"
+    card, result = (folder / "model" / "README.md").read_text(), json.loads((folder / "result.json").read_text())
+    rows = {(row["kind"], row["model"]): row["scores"] for row in result["comparison"]}
+    for (kind, model), scores in rows.items():
+        assert f"| {kind} {model} | {' | '.join(f'{score:.4g}' for score in scores.values())} |" in card
+    assert {kind for kind, _ in rows} >= {"pivot", "source", "target", "merged"}
+    for name in ("tiny_a", "tiny_b", "tiny_c"):
+        assert re.search(rf"^\| target \| {name} \| `.*` \| {name} \(`.*`\) \|$", card, flags=re.M), name
+    assert f"```sh\n{(folder / 'command.txt').read_text().strip()}\n```" in card
 
 
 def test_verify_accepts_the_merge_and_finds_a_flipped_byte(workplace, merges, tmp_path):

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a process tha
 KILLS = 50
 NUM_LAYERS = 12
 ENGINE = EngineConfig(threads=2, probe_disk=False)
+SHARDS = EngineConfig(threads=2, probe_disk=False, shard_size="4KiB")
 KINDS = {"fisher": "squared_gradients", "regmean": "input_products", "learned": "learned_coefficients"}
 METHODS = [*DATA_FREE, *KINDS]
 SHAPES = {
@@ -70,10 +71,12 @@ def evidence(method, num_targets):
     return Evidence(KINDS[method], tuple(measured(j) for j in range(num_targets)), "made by hand")
 
 
-def merge(method: str, models: list[Path], out: Path) -> MergeReport:
+def merge(method: str, models: list[Path], out: Path, engine: EngineConfig | None = None) -> MergeReport:
+    """Every other method writes many small shards, the others the base's two files."""
     base, *targets = models
     targets = targets[: width(method)]
-    return merge_folders(method, base, targets, out, engine=ENGINE, evidence=evidence(method, len(targets)))
+    engine = engine or (SHARDS if METHODS.index(method) % 2 else ENGINE)
+    return merge_folders(method, base, targets, out, engine=engine, evidence=evidence(method, len(targets)))
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -121,9 +124,11 @@ def test_a_merge_that_is_killed_goes_on_to_the_same_bytes(method, models, tmp_pa
     assert not list(tmp_path.glob(".*"))
 
 
-def test_kills_do_come_in_the_middle(models, tmp_path, monkeypatch):
+@pytest.mark.parametrize("engine", [ENGINE, SHARDS], ids=["files", "shards"])
+def test_kills_do_come_in_the_middle(models, tmp_path, monkeypatch, engine):
     """Killed behind some tensors: those in the journal stay, byte for byte, and the rest is merged."""
-    merge("sce", models, tmp_path / "whole")
+    merge("sce", models, tmp_path / "whole", engine)
+    assert len(list((tmp_path / "whole").glob("*.safetensors"))) == (2 if engine is ENGINE else 9)
     append, killed = Output._commit, tmp_path / "killed"
 
     def dies(self, group):
@@ -133,18 +138,18 @@ def test_kills_do_come_in_the_middle(models, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Output, "_commit", dies)
-        assert ended(fork(lambda: merge("sce", models, killed))) == -9
+        assert ended(fork(lambda: merge("sce", models, killed, engine))) == -9
     assert not killed.exists()
     with (working_folder(killed) / ".journal").open("ab") as journal:
         journal.write(b'{"name": "model.norm.wei')  # a line that a power cut has torn
-    assert 10 < merge("sce", models, killed).resumed < 20
+    assert 10 < merge("sce", models, killed, engine).resumed < 20
     assert contents(killed) == contents(tmp_path / "whole")
 
 
 def test_a_merge_with_other_settings_does_not_go_on_with_what_is_there(models, tmp_path, monkeypatch):
     base, *targets = models
     monkeypatch.setattr(Output, "_commit", lambda self, group: os.kill(os.getpid(), 9))
-    assert ended(fork(lambda: merge("linear", models, tmp_path / "out"))) == -9
+    assert ended(fork(lambda: merge("linear", models, tmp_path / "out", ENGINE))) == -9
     monkeypatch.undo()
     report = merge_folders("linear", base, targets, tmp_path / "out", scale=2.0, engine=ENGINE)
     assert report.resumed == 0
@@ -159,7 +164,7 @@ def test_a_disk_that_is_full_in_the_middle(models, tmp_path):
     def merge_with_little_room():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
         try:
-            merge("ties", models, tmp_path / "out")
+            merge("ties", models, tmp_path / "out", ENGINE)
         except UserError:
             os._exit(3)
         except OSError:
@@ -167,6 +172,6 @@ def test_a_disk_that_is_full_in_the_middle(models, tmp_path):
 
     assert ended(fork(merge_with_little_room)) == 4
     assert not (tmp_path / "out").exists()
-    merge("ties", models, tmp_path / "out")
-    merge("ties", models, tmp_path / "whole")
+    merge("ties", models, tmp_path / "out", ENGINE)
+    merge("ties", models, tmp_path / "whole", ENGINE)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -257,7 +257,7 @@ def test_other_kinds_of_tokenisers_are_united_only_in_added_tokens(tmp_path):
     (problem,) = problems_of(base, [target], tmp_path / "out", "union")
     kind = type(AutoTokenizer.from_pretrained(base)).__name__
     assert problem.startswith(f"target 0 ({target}): its tokeniser ({kind}, BPE) has ")
-    assert f"pieces that base ({base}): its tokeniser ({kind}, BPE) lacks, such as" in problem
+    assert f"that the tokeniser of base ({base}) ({kind}, BPE) lacks" in problem
     assert "only BPE tokenisers that read text alike can be united: take vocabulary=base or intersect" in problem
     merge(base, [target], tmp_path / "common", "intersect")
     assert 200 < len(rows_by_token(tmp_path / "common", EMBEDDING)) < len(plain())
