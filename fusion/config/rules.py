@@ -154,13 +154,17 @@ def engine_problems(engine: EngineConfig) -> Iterator[str]:
             yield f"engine.memory={engine.memory}: at least 64MiB is expected"
     except ValueError as error:
         yield f"engine.memory: {error}"
+    yield from shard_problems(engine)
+    if not DEVICE.fullmatch(engine.device):
+        yield f"engine.device={engine.device}: choose cpu, cuda or cuda:N"
+
+
+def shard_problems(engine: EngineConfig) -> Iterator[str]:
     try:
         if num_bytes(engine.shard_size) < LEAST_SHARD:
             yield f"engine.shard_size={engine.shard_size}: at least 1KiB is expected"
     except ValueError as error:
         yield f"engine.shard_size: {error}"
-    if not DEVICE.fullmatch(engine.device):
-        yield f"engine.device={engine.device}: choose cpu, cuda or cuda:N"
 
 
 def _combinations(settings: TrainConfig) -> Iterator[str]:

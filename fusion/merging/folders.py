@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fusion.cache import fingerprint, source_version
 from fusion.config import UserError, raise_problems
-from fusion.config.rules import engine_problems
+from fusion.config.rules import shard_problems
 from fusion.config.schema import EngineConfig
 from fusion.merging.card import CARD_FILE, Provenance, write_card
 from fusion.merging.companions import copy_companions, model_files
@@ -78,7 +78,7 @@ def merge_folders_together(
     """
     started = time.perf_counter()
     outs = [Path(out).resolve() for out in outs]
-    wrong_settings = list(engine_problems(engine))
+    wrong_settings = list(shard_problems(engine))
     problems = [p for request in requests for p in request.problems(base is not None, len(targets))]
     problems += [problem for out in outs for problem in _out_problems(out)]
     is_measured = any(request.evidence is not None for request in requests)
