@@ -10,6 +10,6 @@ setup(
         "fusion.conf": ["**/*.yaml"],
         "fusion.dialogues": ["templates/*.jinja"],
         "fusion.evaluation": ["prompts/*", "*.j2"],
-        "fusion.tracking": ["*.j2"],
+        "fusion.tracking": ["*.j2", "drawings/*"],
     },
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusion.config import EXIT_USER_ERROR, UserError
-from fusion.tracking.comparison import read_runs, write_comparison
+from fusion.tracking.comparison import read_runs, read_traces, write_comparison
 from fusion.tracking.rows import RESULT_FILE
 from fusion.tracking.terminal import print_table
 
@@ -42,7 +42,8 @@ def compare(folders: Sequence[Path], out: Path, title: str) -> list[Path]:
         named = ", ".join(map(str, folders))
         raise UserError([*problems, f"{named}: no finished job with scores ({RESULT_FILE} with 'comparison' rows)"])
     command = shlex.join(["python", "-m", "fusion.tracking.compare", *map(str, folders), "--out", str(out)])
-    paths = write_comparison(out, rows, title=title, command=command, failures=failures)
+    traces = read_traces(folders, rows)
+    paths = write_comparison(out, rows, title=title, command=command, failures=failures, traces=traces)
     print_table(rows)
     for failure in failures:
         print(f"no scores from {failure.job}: {failure.status}, {failure.reason}")

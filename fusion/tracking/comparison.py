@@ -5,11 +5,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fusion.cache import write_json, write_text
+from fusion.tracking.comparison_page import KIND_NAMES, comparison_page, notes
+from fusion.tracking.evaluations import Evaluation
 from fusion.tracking.grouping import summarise
-from fusion.tracking.page import render
-from fusion.tracking.rows import AVERAGE, KINDS, ComparisonRow, FailedJob, Kind, read_rows, read_runs
+from fusion.tracking.hyperparameters import HyperParameter, varying_settings
+from fusion.tracking.rows import AVERAGE, ComparisonRow, FailedJob, read_rows, read_runs
 from fusion.tracking.spreadsheet import csv_text
-from fusion.tracking.stage1_report import RELATIONS, Line, comparison_lines, occurring_categories, occurring_kinds
+from fusion.tracking.stage1_report import Line, comparison_lines, occurring_kinds
+from fusion.tracking.statistics import estimate
 from fusion.tracking.summary import (
     Comparison,
     ModelSummary,
@@ -19,18 +22,9 @@ from fusion.tracking.summary import (
     percent,
     share_text,
 )
+from fusion.tracking.traces import NO_TRACES, Traces, read_traces
 
-__all__ = ["ComparisonRow", "FailedJob", "read_rows", "read_runs", "write_comparison"]
-
-TEMPLATE = "comparison.html.j2"
-KIND_NAMES: dict[Kind, str] = {
-    "pivot": "Pivot",
-    "source": "Source",
-    "sft": "SFT",
-    "target": "Target",
-    "merged": "Merged",
-}
-BARS_PER_KIND = 8  # a chart shows the leading models of every kind; the table has all
+__all__ = ["ComparisonRow", "FailedJob", "read_rows", "read_runs", "read_traces", "write_comparison"]
 
 
 def write_comparison(
@@ -40,90 +34,32 @@ def write_comparison(
     title: str,
     command: str | None = None,
     failures: Sequence[FailedJob] = (),
+    traces: Traces = NO_TRACES,
 ) -> list[Path]:
     """Write `comparison.json` (one entry per row), `.md`, `.html` and `.csv` (a line per model) into `folder`.
 
     Returns their paths, in this order.
 
     Equal rows, in any order, give equal bytes. `command` is the one that made the whole sweep; `failures` are the
-    jobs that have no scores, as `read_runs` gives them.
+    jobs that have no scores, as `read_runs` gives them; `traces` is what `read_traces` found beside the scores.
     """
     comparison = summarise(rows)
     failures = sorted(failures, key=lambda failure: (failure.job, failure.status, failure.reason))
     paths = [folder / f"comparison.{ending}" for ending in ("json", "md", "html", "csv")]
     write_json(paths[0], [row.to_json() for model in comparison.models for row in model.rows])
-    write_text(paths[1], _markdown(comparison, title, command, failures))
-    write_text(paths[2], _page(comparison, title, command, failures))
-    write_text(paths[3], csv_text(comparison))
+    write_text(paths[1], _markdown(comparison, title, command, failures, traces))
+    write_text(paths[2], comparison_page(comparison, title, command, failures, traces))
+    write_text(paths[3], csv_text(comparison, traces))
     return paths
 
 
-def _page(comparison: Comparison, title: str, command: str | None, failures: Sequence[FailedJob]) -> str:
-    lines = comparison_lines(comparison)
-    reports = [line.alignment for line in lines]
-    return render(
-        TEMPLATE,
-        comparison=comparison,
-        title=title,
-        command=command,
-        failures=failures,
-        kinds=KIND_NAMES,
-        average=AVERAGE,
-        leaders=[model for kind in reversed(KINDS) if kind != "source" and (model := comparison.best(kind))],
-        charted=[comparison.of_kind(kind)[:BARS_PER_KIND] for kind in KINDS if comparison.of_kind(kind)],
-        heat=max((abs(x) for model in comparison.models for x in model.coefficients.values()), default=0.0) or 1.0,
-        lines=lines,
-        relations=RELATIONS,
-        shown_kinds=occurring_kinds(reports),
-        shown_categories=occurring_categories(reports),
-        notes=_notes(comparison),
-    )
-
-
-def _notes(comparison: Comparison) -> list[str]:
-    """How the numbers were made."""
-    return [
-        "A score is the share of held-out questions to which the greedy answer matches the right one exactly. "
-        "The average weighs every skill alike." + _items_text(comparison),
-        "Over several seeds: mean ± standard deviation. Of one seed: the 95% interval that the number of questions "
-        "gives (Wilson for a skill, normal for the average).",
-        "A merge is called best only if the 95% interval of its average (Student's t over seeds, never narrower than "
-        "the questions allow) meets that of no other merge; else it and those it meets are tied. The best of many "
-        "is flattered by being chosen: confirm it on fresh seeds.",
-        "NLL/byte is the negative log-likelihood of the reference answers, in nats per byte of their text; "
-        "less is better.",
-        *(_ALIGNMENT_NOTES if comparison_lines(comparison) else []),
-    ]
-
-
-_ALIGNMENT_NOTES = [
-    "Alignment counts the pivot's supervised tokens. A token is 1-1 if it starts and ends where one token of the "
-    "source does; 1-n if it goes on behind that token, n-1 if it ends inside of it; inner if it starts inside a "
-    "source token; unread if the source's reading ends before it; unproven if nobody knows. Covered: the source says "
-    "something about it. Mass kept: what pivot tokens get of the source's probability, mean over the tokens with a "
-    "source row beside.",
-    "Fallback: tokens for which no model chosen by the fusion function has anything to say. Won by: dialogues by the "
-    "model with the most tokens, and the share of tokens that the function gave to it.",
-    "DTW: how the authors' dynamic-programming path differs from exact byte spans on a sample of dialogues. Of the "
-    "tokens with a source row by bytes: those for which the path names another row, or no row; of all others: those "
-    "for which it names a row although the source has not read the same (unread row).",
-    "Bytes per row: of the source's stored distributions, and of the same aligned to the pivot's tokens.",
-]
-
-
-def _items_text(comparison: Comparison) -> str:
-    counts: dict[str, set[int]] = {skill: set() for skill in comparison.skills}
-    for row in (row for model in comparison.models for row in model.rows):
-        for skill, count in row.num_items.items():
-            counts.setdefault(skill, set()).add(count)
-    known = {skill: sorted({min(found), max(found)}) for skill, found in counts.items() if found}
-    listed = ", ".join(f"{skill} {' to '.join(map(str, ends))}" for skill, ends in known.items())
-    return f" Questions per skill: {listed}." if listed else ""
-
-
-def _markdown(comparison: Comparison, title: str, command: str | None, failures: Sequence[FailedJob]) -> str:
+def _markdown(
+    comparison: Comparison, title: str, command: str | None, failures: Sequence[FailedJob], traces: Traces
+) -> str:
     parts = [f"# {_text(title)}", _text(comparison.headline), _text(comparison.paired_difference)]
     parts.append(_scores_table(comparison))
+    if settings := varying_settings(comparison):
+        parts += ["## Settings that vary", _settings_table(comparison, settings)]
     if comparison.targets:
         parts += ["## Mean coefficient of every target", _coefficients_table(comparison)]
     if lines := comparison_lines(comparison):
@@ -131,10 +67,14 @@ def _markdown(comparison: Comparison, title: str, command: str | None, failures:
         parts += (
             ["### By kind of text", _categories_table(lines)] if any(x.alignment.categories for x in lines) else []
         )
+    if traces.curves:
+        parts += ["## Training", _training_table(comparison, traces)]
+    for one in traces.evaluations:
+        parts += [f"## Paired tests of {_text(one.job)}", _tests_table(one)] if one.tests else []
     if failures:
         cells = [[_text(failure.job), _text(failure.status), _text(failure.reason)] for failure in failures]
         parts += ["## Jobs without scores", _table(["job", "status", "reason"], cells)]
-    parts += ["## How the numbers were made", "\n".join(f"- {_text(note)}" for note in _notes(comparison))]
+    parts += ["## How the numbers were made", "\n".join(f"- {_text(note)}" for note in notes(comparison))]
     if command:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
         parts += ["## Command", f"{fence}sh\n{command}\n{fence}"]
@@ -171,6 +111,40 @@ def _coefficients_table(comparison: Comparison) -> str:
         for model in merged
     ]
     return _table(["merge", *map(_text, comparison.targets)], cells, left=1)
+
+
+def _settings_table(comparison: Comparison, settings: Sequence[HyperParameter]) -> str:
+    cells = [
+        [_text(model.label), *("" if one.values[place] is None else _text(str(one.values[place])) for one in settings)]
+        for place, model in enumerate(comparison.models)
+        if any(one.values[place] is not None for one in settings)
+    ]
+    return _table(["model", *(_text(one.name) for one in settings)], cells)
+
+
+def _training_table(comparison: Comparison, traces: Traces) -> str:
+    runs = [(model, row) for model in comparison.models for row in model.rows if row.path in traces.curves]
+    cells = [
+        [_text(model.label), str(row.seed), str(curve.steps[-1]), number_text(estimate([curve.last("loss")]))]
+        for model, row in runs
+        for curve in (traces.curves[row.path],)
+    ]
+    return _table(["model", "seed", "steps", "last loss"], cells, left=1)
+
+
+def _tests_table(evaluation: Evaluation) -> str:
+    head = ["scorer", "first", "second", "difference [95%]", "p", "p (Holm)", "first is"]
+    cells = [
+        [
+            *map(_text, (test.scorer, test.first, test.second)),
+            f"{test.difference_text} [{test.interval_text}]",
+            _text(test.p_text),
+            _text(test.adjusted_text),
+            test.verdict,
+        ]
+        for test in evaluation.tests
+    ]
+    return _table(head, cells, left=3)
 
 
 def _alignment_table(lines: Sequence[Line]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fusion.tracking.rows import AVERAGE, KINDS, ComparisonRow, Kind
 from fusion.tracking.statistics import Estimate, Interval, average_interval, estimate, overlap, wilson_interval
-from fusion.tracking.summary import Comparison, ModelSummary, Verdict, rank
+from fusion.tracking.summary import Comparison, ModelSummary, Verdict, rank, setting_name
 
 
 def summarise(rows: Iterable[ComparisonRow]) -> Comparison:
@@ -70,14 +70,9 @@ def _labels(firsts: Sequence[ComparisonRow]) -> list[str]:
         groups[name].append(own)
     telling = {name: _telling_keys(group) for name, group in groups.items()}
     return [
-        " ".join([name[1], *(f"{_shown(key)}={_short(own[key])}" for key in telling[name] if key in own)])
+        " ".join([name[1], *(f"{setting_name(key)}={_short(own[key])}" for key in telling[name] if key in own)])
         for name, own in zip(names, settings, strict=True)
     ]
-
-
-def _shown(key: str) -> str:
-    """`alignment` for `targets.alignment.name`: as the option is written on the command line."""
-    return key.removeprefix("targets.").removesuffix(".name")
 
 
 def _telling_keys(group: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -151,7 +151,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[ComparisonRow], list[Failed
     """
     rows: dict[tuple[object, ...], ComparisonRow] = {}
     failures: list[FailedJob] = []
-    for job, file in _result_files(folders).items():
+    for job, file in result_files(folders).items():
         found = _read_job(job, file)
         if isinstance(found, FailedJob):
             log.warning("%s left out of the comparison: %s, %s", found.job, found.status, found.reason)
@@ -166,7 +166,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[ComparisonRow], list[Failed
     return list(rows.values()), failures
 
 
-def _result_files(folders: Sequence[Path]) -> dict[str, Path]:
+def result_files(folders: Sequence[Path]) -> dict[str, Path]:
     """Job name -> its result.json. Folders that are still being built have hidden names."""
     files: dict[Path, str] = {}
     for folder in (path.resolve() for path in folders):

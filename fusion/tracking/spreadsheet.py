@@ -7,19 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusion.tracking.stage1_report import AlignmentReport, Line, mean, model_lines
-from fusion.tracking.statistics import Estimate
+from fusion.tracking.statistics import Estimate, estimate
 from fusion.tracking.summary import Comparison, ModelSummary
+from fusion.tracking.traces import NO_TRACES, Traces
 
 Cells = dict[str, Any]
 PART = ("share", "covered", "mass_kept")
 
 
-def csv_text(comparison: Comparison) -> str:
+def csv_text(comparison: Comparison, traces: Traces = NO_TRACES) -> str:
     """CSV with a heading; shares are fractions of 1, what is not known or does not apply is empty.
 
     Alignment numbers of a target with several sources are means over them.
     """
-    models = [_groups(model) for model in comparison.models]
+    models = [[*_groups(model), _training(model, traces)] for model in comparison.models]
     columns = dict.fromkeys(column for group in zip(*models, strict=True) for cells in group for column in cells)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
@@ -48,6 +49,15 @@ def _groups(model: ModelSummary) -> list[Cells]:
         _named("setting", model.settings),
         *(_stage1_groups(lines) if lines else [{}] * 4),
     ]
+
+
+def _training(model: ModelSummary, traces: Traces) -> Cells:
+    """Of targets and SFT: the last loss over seeds; and the command of the first run."""
+    curves = [traces.curves[row.path] for row in model.rows if row.path in traces.curves]
+    commands = [row.command for row in model.rows if row.command]
+    loss = _named("loss.last", dict(_spread(estimate([curve.last("loss") for curve in curves])))) if curves else {}
+    steps = {"steps": max(curve.steps[-1] for curve in curves)} if curves else {}
+    return {**steps, **loss, "command": next(iter(commands), "")}
 
 
 def _stage1_groups(lines: Sequence[Line]) -> list[Cells]:

@@ -1,15 +1,16 @@
 """What a comparison says: every model over its seeds, in the order of the report, and the sentences about them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from fusion.tracking.rows import AVERAGE, ComparisonRow, Kind
-from fusion.tracking.statistics import Estimate, estimate
+from fusion.tracking.statistics import Estimate, estimate, overlap
 
 Verdict = Literal["", "best", "tied"]
 MISSING = "-"
+_COMPETING: tuple[Kind, Kind] = ("merged", "target")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,18 @@ class Comparison:
         """Names of the merged targets."""
         return sorted({target for model in self.of_kind("merged") for target in model.coefficients})
 
+    @cached_property
+    def contest(self) -> list[ModelSummary]:
+        """The models that compete: the merges, or the targets where there are not two merges; by falling average."""
+        merged, targets = ([m for m in self.of_kind(kind) if m.average.mean is not None] for kind in _COMPETING)
+        return sorted(merged if len(merged) > 1 else targets, key=rank)
+
+    @cached_property
+    def standouts(self) -> dict[str, ModelSummary]:
+        """Skill (or "average") -> the competing model whose 95% interval lies above those of all others."""
+        found = {skill: _standout(self.contest, skill) for skill in (AVERAGE, *self.skills)}
+        return {skill: model for skill, model in found.items() if model}
+
     def strong_sources(self, skill: str) -> list[str]:
         return [model.label for model in self.of_kind("source") if skill in model.strong_skills]
 
@@ -98,9 +111,22 @@ class Comparison:
         return f"{names}, paired over {len(gap.values)} seeds: {100 * gap.mean:+.1f} points (95% {low} to {high})"
 
 
+def _standout(models: Sequence[ModelSummary], skill: str) -> ModelSummary | None:
+    scored = [model for model in models if model.scores[skill].mean is not None]
+    if len(scored) < 2:
+        return None
+    first, *others = sorted(scored, key=lambda model: -(model.scores[skill].mean or 0.0))
+    return None if any(overlap(first.scores[skill], other.scores[skill]) for other in others) else first
+
+
 def rank(model: ModelSummary) -> tuple[float, str]:
     """Sorting key: falling average, models without one last, then by name."""
     return (-model.average.mean if model.average.mean is not None else 1.0, model.label)
+
+
+def setting_name(key: str) -> str:
+    """`alignment` for `targets.alignment.name`: as the option is written on the command line."""
+    return key.removeprefix("targets.").removesuffix(".name")
 
 
 def percent(value: float | None) -> str:

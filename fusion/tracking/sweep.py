@@ -23,7 +23,7 @@ def sweep_command() -> str:
 
 def compare_folder(folder: Path, command: str) -> None:
     """Compare the jobs at or below `folder`, in the terminal and on a page."""
-    from fusion.tracking.comparison import read_runs, write_comparison
+    from fusion.tracking.comparison import read_runs, read_traces, write_comparison
     from fusion.tracking.terminal import print_table
 
     rows, failures = read_runs([folder])
@@ -32,5 +32,6 @@ def compare_folder(folder: Path, command: str) -> None:
     if not rows:
         return
     print_table(rows)
-    pages = write_comparison(folder, rows, title=folder.name, command=command, failures=failures)
+    traces = read_traces([folder], rows)
+    pages = write_comparison(folder, rows, title=folder.name, command=command, failures=failures, traces=traces)
     print("comparison: " + "  ".join(map(str, pages)))
