@@ -13,6 +13,15 @@ TEST_CACHE = Path(os.environ.get("FUSION_TEST_CACHE") or Path(__file__).parent /
 
 
 @pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; who asks for it is skipped where there is none."""
+    from browser import open_browser
+
+    with open_browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
 def smoke_world():
     """The smallest complete world, built once and kept in a cache between sessions."""
     from hydra import compose, initialize_config_dir

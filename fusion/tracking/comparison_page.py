@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fusion.tracking.drawn import drawings, script_json, script_names
-from fusion.tracking.hyperparameters import varying_settings
+from fusion.tracking.hyperparameters import METHOD, HyperParameter, varying_settings
 from fusion.tracking.page import render
 from fusion.tracking.rows import AVERAGE, KINDS, FailedJob, Kind
 from fusion.tracking.stage1_report import RELATIONS, comparison_lines, occurring_categories, occurring_kinds
@@ -45,7 +45,7 @@ def comparison_page(
         title=title,
         parts=_parts(comparison, scripts, traces),
         settings=settings,
-        settings_shown=SETTINGS_SHOWN,
+        settings_shown=_shown_settings(settings),
         drawings=drawn,
         drawn=script_json(drawn),
         scripts=scripts,
@@ -64,6 +64,11 @@ def comparison_page(
         shown_categories=occurring_categories(reports),
         notes=notes(comparison),
     )
+
+
+def _shown_settings(settings: Sequence[HyperParameter]) -> list[str]:
+    """Settings that have a column at first; the method is in the model's name already."""
+    return [setting.name for setting in settings if setting.name not in METHOD.values()][:SETTINGS_SHOWN]
 
 
 def _parts(comparison: Comparison, scripts: Sequence[str], traces: Traces) -> dict[str, str]:

@@ -1,15 +1,12 @@
 """The chat's page in a real browser; skipped where there is none."""
 
-import shutil
 import threading
 
 import pytest
+from browser import Watched
 
 from fusion.chat.speaker import speakers
 from fusion.chat.web import make_server
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
 
 
 @pytest.fixture
@@ -24,28 +21,22 @@ def served(tiny_pivot, tiny_source):
     thread.join()
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
-def test_a_talk_in_the_browser(served):
+def test_a_talk_in_the_browser(browser, served):
     """A question with markup goes to both models, both answers appear as text, a new talk forgets them."""
     pair, address = served
-    complaints = []
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
-        page.goto(address)
-        for turn in ("1", "2"):
-            page.fill("#question", "say <b>river</b>")
-            page.keyboard.press("Enter")
-            done = f'section[data-answers="{turn}"]'
-            page.wait_for_selector(f"{done} ~ {done}", timeout=60_000)
-        shown = [one.text_content().strip() for one in page.query_selector_all(".model")]
-        assert page.query_selector_all(".user b") == []
-        said = [message.content for one in pair for message in one.messages if message.role == "assistant"]
-        assert shown == said
-        page.click("#new")
-        page.wait_for_selector(".model", state="detached")
-        browser.close()
-    assert complaints == []
+    watched = Watched(browser.new_page())
+    page = watched.page
+    page.goto(address)
+    for turn in ("1", "2"):
+        page.fill("#question", "say <b>river</b>")
+        page.keyboard.press("Enter")
+        done = f'section[data-answers="{turn}"]'
+        page.wait_for_selector(f"{done} ~ {done}", timeout=60_000)
+    shown = [one.text_content().strip() for one in page.query_selector_all(".model")]
+    assert page.query_selector_all(".user b") == []
+    said = [message.content for one in pair for message in one.messages if message.role == "assistant"]
+    assert shown == said
+    page.click("#new")
+    page.wait_for_selector(".model", state="detached")
+    assert watched.complaints == []
     assert all(one.messages == [] for one in pair)

@@ -16,7 +16,7 @@
       targets.forEach((target, column) => {
         const value = values[row][column], away = value - centre;
         const x = left + wide * column, y = top + high * row;
-        picture.append(svg("rect", { class: away >= 0 ? "cell" : "cell below", x: x + 0.5, y: y + 0.5, width: Math.max(1, wide - 1), height: high - 1, style: `--strength: ${Math.round((85 * Math.abs(away)) / most)}%` }, svg("title", {}, `${layer}, ${target}: ${value}`)));
+        picture.append(svg("rect", { class: away >= 0 ? "cell" : "cell below", x: x + 0.5, y: y + 0.5, width: Math.max(1, wide - 1), height: high - 1, style: `--strength: ${Math.round((65 * Math.abs(away)) / most)}%` }, svg("title", {}, `${layer}, ${target}: ${value}`)));
         if (wide > 40) picture.append(svg("text", { class: "value", x: x + wide / 2, y: y + high / 2 + 4, "text-anchor": "middle" }, value.toFixed(3)));
       });
     });

@@ -16,13 +16,14 @@
   for (const axis of axes) {
     const found = [...new Set(models.map(axis.value).filter((value) => value !== null))];
     axis.lacks = models.some((model) => axis.value(model) === null);
-    const end = HEIGHT - BOTTOM - (axis.lacks ? 24 : 0);
+    const end = HEIGHT - BOTTOM - (axis.lacks ? 30 : 0);
     if (found.length && found.every((value) => typeof value === "number")) {
       const low = Math.min(...found), high = Math.max(...found);
       const isLog = low > 0 && high / low >= 50;
       const { place, ticks } = scale(low, high, end, TOP, isLog);
       axis.place = (value) => (value === null ? HEIGHT - BOTTOM : low === high ? (TOP + end) / 2 : place(value));
-      axis.ticks = found.length <= 6 ? found : ticks;
+      const spots = found.map(axis.place).sort((a, b) => a - b);
+      axis.ticks = found.length <= 12 && spots.every((y, n) => !n || y - spots[n - 1] > 12) ? found : ticks;
       axis.label = decimals;
       axis.note = isLog ? "log" : "";
     } else {
@@ -94,7 +95,8 @@
   };
 
   const paint = (width) => {
-    const left = 60, right = 60, wide = Math.max(width, axes.length * 104);
+    const longest = Math.max(0, ...axes[0].ticks.map((value) => axes[0].label(value).length));
+    const left = Math.min(150, 24 + 6.6 * longest), right = 50, wide = Math.max(width, axes.length * 104);
     const across = (number) => left + ((wide - left - right) * number) / Math.max(1, axes.length - 1);
     const picture = svg("svg", { width: wide, height: HEIGHT, viewBox: `0 0 ${wide} ${HEIGHT}`, role: "group", "aria-label": "parallel coordinates of the hyper-parameters that vary and the average score" });
     const all = svg("g", { class: "lines" });
@@ -114,7 +116,7 @@
       const hint = `${axis.name}: drag to keep a range; or Enter, arrows to move, Shift and arrows to widen, Escape to clear`;
       marks.set(axis, mark);
       picture.append(
-        svg("text", { class: "axis-name", x, y: 18, "text-anchor": number ? (isLast ? "end" : "middle") : "start", dx: number ? (isLast ? 40 : 0) : -40 }, short(axis.name, Math.max(10, Math.floor(wide / axes.length / 7.5))), svg("title", {}, axis.name)),
+        svg("text", { class: "axis-name", x, y: 18, "text-anchor": isLast ? "end" : "middle", dx: isLast ? 44 : 0 }, short(axis.name, Math.max(10, Math.floor(wide / axes.length / 7.5))), svg("title", {}, axis.name)),
         svg("text", { class: "tick", x, y: 32, "text-anchor": "middle" }, axis.note),
         svg("line", { class: "axis", x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }),
         ...axis.ticks.map((value) => svg("text", { class: "tick", ...beside, y: axis.place(value) + 4 }, axis.label(value), svg("title", {}, String(value)))),

@@ -2,7 +2,7 @@
 // A radar of the picked models over the skills.
 {
   const box = document.getElementById("radar"), legend = document.getElementById("radar-legend");
-  const SIZE = 380, RADIUS = 130;
+  const SIZE = 380, RADIUS = 140;
   const at = (number, share) => {
     const angle = (2 * Math.PI * number) / data.skills.length - Math.PI / 2;
     return [SIZE / 2 + RADIUS * share * Math.cos(angle), SIZE / 2 + RADIUS * share * Math.sin(angle)];
@@ -11,7 +11,7 @@
   const anchor = (x) => (Math.abs(x - SIZE / 2) < 8 ? "middle" : x > SIZE / 2 ? "start" : "end");
 
   const paint = () => {
-    const picture = svg("svg", { viewBox: `0 0 ${SIZE} ${SIZE}`, role: "img", "aria-label": "percent right by skill of the picked models" });
+    const picture = svg("svg", { viewBox: `0 20 ${SIZE} ${SIZE - 40}`, role: "img", "aria-label": "percent right by skill of the picked models" });
     for (const ring of [0.25, 0.5, 0.75, 1]) {
       picture.append(svg("path", { class: "ring", d: path(data.skills.map(() => ring)) }));
       picture.append(svg("text", { class: "tick", x: SIZE / 2 + 4, y: SIZE / 2 - RADIUS * ring + 11 }, 100 * ring));
