@@ -29,6 +29,7 @@ SOURCES = [
     REPOSITORY / "merge.py",
     REPOSITORY / "evaluate.py",
 ]
+HEAVY = {"torch", "transformers", "pytorch_lightning", "wandb", "datasets", "numba", "scipy", "pandas"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 
@@ -68,3 +69,24 @@ def test_files_and_functions_are_short():
 def test_importing_is_light(module):
     code = f"import sys, {module}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--cfg", "job"], ["experiments=fusechat_7b_v1", "plan=true"]], ids=" ".join
+)
+def test_what_runs_nothing_loads_nothing_heavy(arguments, tmp_path):
+    """These answer at once because the libraries of the stages stay out."""
+    code = f"""
+import sys
+sys.argv = ["train.py", *{arguments!r}]
+sys.path.insert(0, {str(REPOSITORY)!r})
+import train
+try:
+    train.main()
+finally:
+    found = {HEAVY!r} & set(sys.modules)
+    print("heavy:", sorted(found), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert "heavy: []" in done.stderr, done.stderr
+    assert len(done.stdout.splitlines()) > 10

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fusion.tracking.drawn import drawings, script_json, script_names
-from fusion.tracking.hyperparameters import METHOD, HyperParameter, varying_settings
+from fusion.tracking.hyperparameters import METHOD, SCALE, HyperParameter, varying_settings
 from fusion.tracking.page import render
 from fusion.tracking.rows import AVERAGE, KINDS, FailedJob, Kind
 from fusion.tracking.stage1_report import RELATIONS, comparison_lines, occurring_categories, occurring_kinds
@@ -20,7 +20,7 @@ KIND_NAMES: dict[Kind, str] = {
 }
 BARS_PER_KIND = 8  # a chart shows the leading models of every kind; the table has all
 SETTINGS_SHOWN = 4  # columns of settings in the table at first; the chooser has all
-FAILURES_SHOWN = 10
+FAILURES_SHOWN = 5
 DRAWING_NAMES = {
     "parallel": "Hyper-parameters",
     "radar": "Radar",
@@ -67,8 +67,8 @@ def comparison_page(
 
 
 def _shown_settings(settings: Sequence[HyperParameter]) -> list[str]:
-    """Settings that have a column at first; the method is in the model's name already."""
-    return [setting.name for setting in settings if setting.name not in METHOD.values()][:SETTINGS_SHOWN]
+    """Settings that have a column at first; the method is in the model's name, the scale has a column of its own."""
+    return [one.name for one in settings if one.name not in (*METHOD.values(), SCALE)][:SETTINGS_SHOWN]
 
 
 def _parts(comparison: Comparison, scripts: Sequence[str], traces: Traces) -> dict[str, str]:

@@ -9,6 +9,7 @@ from fusion.tracking.summary import Comparison, ModelSummary, setting_name
 
 METHOD: dict[Kind, str] = {"merged": "merge", "target": "source"}
 """What the models of a kind are named by: the merge method, the source of a target."""
+SCALE = "scale"
 
 
 class HyperParameter(NamedTuple):
@@ -21,7 +22,7 @@ def varying_settings(comparison: Comparison) -> list[HyperParameter]:
     """Settings that take several values within a kind of model: the method first, then by name."""
     settings = [_named(model) for model in comparison.models]
     names = dict.fromkeys(name for kind in KINDS for name in _varying(comparison.models, settings, kind))
-    order = sorted(names, key=lambda name: (name not in METHOD.values(), name != "scale", name))
+    order = sorted(names, key=lambda name: (name not in METHOD.values(), name != SCALE, name))
     return [HyperParameter(name, tuple(own.get(name) for own in settings)) for name in order]
 
 

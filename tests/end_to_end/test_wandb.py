@@ -66,6 +66,18 @@ def test_a_run_has_its_own_settings_and_losses_alone(runs):
     assert first != second
 
 
+def test_a_file_holds_one_run_alone(runs):
+    """Jobs of a sweep run one after the other in one process: nothing of one may be written to another's file."""
+    for job, found in runs.items():
+        assert {run.run_id for run in found.runs} == {found.run.run_id}, job
+        key, value = job.split("=")
+        assert f"{key}={value}" in found.config["command"]
+        assert found.config[key]["method" if key == "merge" else "name"] == value
+        steps = found.metrics["_step"]
+        assert steps == sorted(set(steps)), job
+    assert len({found.config["command"] for found in runs.values()}) == len(runs)
+
+
 def test_the_summary_sorts_runs(runs):
     assert runs["source=tiny_a"].summary["steps"] == 3
     merged = runs["merge=sce"].summary

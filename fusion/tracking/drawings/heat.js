@@ -12,7 +12,7 @@
     const picture = svg("svg", { width, height: top + high * layers.length, viewBox: `0 0 ${width} ${top + high * layers.length}`, role: "img", "aria-label": `coefficients of ${data.heats.merges[Number(chosen.value)].name} by layer and target` });
     targets.forEach((target, column) => picture.append(svg("text", { class: "axis-name", x: left + wide * (column + 0.5), y: 15, "text-anchor": "middle" }, short(target, Math.max(4, Math.floor(wide / 8))), svg("title", {}, target))));
     layers.forEach((layer, row) => {
-      picture.append(svg("text", { class: "tick", x: left - 6, y: top + high * (row + 0.5) + 4, "text-anchor": "end" }, short(name(layer), Math.floor(left / 6.5)), svg("title", {}, layer)));
+      picture.append(svg("text", { class: "tick", x: left - 6, y: top + high * (row + 0.5) + 4, "text-anchor": "end" }, short(name(layer), Math.floor((left - 6) / 7)), svg("title", {}, layer)));
       targets.forEach((target, column) => {
         const value = values[row][column], away = value - centre;
         const x = left + wide * column, y = top + high * row;

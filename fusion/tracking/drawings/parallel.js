@@ -99,7 +99,7 @@
     const left = Math.min(150, 24 + 6.6 * longest), right = 50, wide = Math.max(width, axes.length * 104);
     const across = (number) => left + ((wide - left - right) * number) / Math.max(1, axes.length - 1);
     const picture = svg("svg", { width: wide, height: HEIGHT, viewBox: `0 0 ${wide} ${HEIGHT}`, role: "group", "aria-label": "parallel coordinates of the hyper-parameters that vary and the average score" });
-    const all = svg("g", { class: "lines" });
+    const all = svg("g", { class: models.length > 60 ? "lines many" : "lines" });
     lines.clear();
     marks.clear();
     for (const model of [...models].reverse()) {
