@@ -8,7 +8,7 @@
     const all = values.flat(), mean = all.reduce((sum, value) => sum + value, 0) / all.length;
     const centre = from.value === "mean" ? mean : 0;
     const most = Math.max(...all.map((value) => Math.abs(value - centre))) || 1;
-    const left = Math.min(130, width * 0.34), top = 24, high = layers.length > 40 ? 13 : 20, wide = (width - left) / targets.length;
+    const left = Math.min(150, width * 0.36), top = 24, high = layers.length > 40 ? 13 : 20, wide = (width - left) / targets.length;
     const picture = svg("svg", { width, height: top + high * layers.length, viewBox: `0 0 ${width} ${top + high * layers.length}`, role: "img", "aria-label": `coefficients of ${data.heats.merges[Number(chosen.value)].name} by layer and target` });
     targets.forEach((target, column) => picture.append(svg("text", { class: "axis-name", x: left + wide * (column + 0.5), y: 15, "text-anchor": "middle" }, short(target, Math.max(4, Math.floor(wide / 8))), svg("title", {}, target))));
     layers.forEach((layer, row) => {
