@@ -2,6 +2,7 @@
 
 python evaluate.py                                                       # all models of the newest run
 python evaluate.py runs=[runs/merge]                                     # of several runs, over their seeds
+python evaluate.py runs=[runs/merge] only=[pivot,sft,best_target,merged] pairs=next    # a chain of planned comparisons
 python evaluate.py models=[/models/pivot,/models/fused] scorers=[mt_bench] judge=openai
 """
 
@@ -29,7 +30,7 @@ def run(config: EvaluateConfig, job: Job) -> None:
         record.lap("models")
         scorers = evaluate(config, entries, shop, lambda line: print(line, flush=True))
         record.lap("score")
-        pages = write_evaluation(job.folder, scorers)
+        pages = write_evaluation(job.folder, scorers, config.pairs)
         print(pages[0].read_text("utf-8"))
         spent = shop.judge.ledger.to_json(config.judge) if shop.judge else None
         result = {"scores": "scores.json", "items": "items.jsonl", "judge": spent}

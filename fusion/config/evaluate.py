@@ -26,6 +26,13 @@ class EvaluateConfig:
     runs: list[str] = field(default_factory=list)
     """Folders of train.py and merge.py, or folders above them: all models that they compared, over all their seeds, on
     the dialogues of each run."""
+    only: list[str] = field(default_factory=list)
+    """`runs`: models of the tables in this order, by kind (pivot, source, sft, target, merged) or name ('merged sce');
+    best_target: each seed's target with the lowest NLL on held-out dialogues; best_target_of_test: the highest test
+    score, which is too good. Empty: all models."""
+    pairs: str = "all"
+    """Which models are compared, and corrected for together: all (every two), first (each with the first one) or next
+    (each with the one before it)."""
     scorers: list[str] = field(default_factory=lambda: ["skills", "heldout"])
     """skills, heldout (NLL per byte by category; `models`: of data.heldout_path, else of all of data.path), mt_bench,
     alpaca_eval, lm_eval."""
@@ -65,6 +72,8 @@ def evaluate_problems(settings: EvaluateConfig) -> list[str]:
     ]
     if settings.models and settings.runs:
         problems.append("models and runs: give one of the two; runs bring their own dialogues and seeds")
+    if settings.models and settings.only:
+        problems.append("models and only: give one of the two; only chooses among the models of runs")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         problems.append(f"seeds={settings.seeds}: one or more different whole numbers are expected")
     if settings.models and settings.reads_dialogues and not settings.data.path:

@@ -33,6 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "parallel.accelerator": ("auto", "cpu", "gpu"),
     "vocabulary": ("error", "base", "union", "intersect"),
     "sweep": ("separate", "fused"),
+    "pairs": ("all", "first", "next"),
     "evaluation.name": ("skills", "none"),
     "search_value": ("heldout_won",),
     "logger.name": ("csv", "tensorboard", "wandb", "none"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from fusion.config import UserError
 from fusion.config.evaluate import EvaluateConfig
 from fusion.config.schema import DataConfig, ModelConfig
+from fusion.evaluation.choosing import choose, lines, unique_names
 from fusion.tracking.grouping import summarise
 from fusion.tracking.record import LINEAGE, RESULT, read_result
 from fusion.tracking.rows import read_runs
@@ -69,14 +70,6 @@ def model_folder(path: str) -> str:
     return str(inside) if (Path(path) / RESULT).is_file() and inside.is_dir() else path
 
 
-def unique_names(names: Sequence[str]) -> list[str]:
-    """A number is added where two are called alike."""
-    return [
-        f"{name}_{names[: place + 1].count(name)}" if list(names).count(name) > 1 else name
-        for place, name in enumerate(names)
-    ]
-
-
 def _model(name: str, path: str, config: EvaluateConfig) -> ModelConfig:
     return ModelConfig(name=name, path=path, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
 
@@ -95,19 +88,17 @@ def _finished(root: Path) -> list[tuple[Path, dict]]:
 
 
 def _models_of_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Entry]:
-    """Every model that the runs compared: one repetition per seed that measured it."""
+    """The models that the runs compared and `only` names: one repetition per seed that measured it."""
     rows, _ = read_runs(folders)
     by_seed = _dialogues_by_seed(folders)
-    comparison = summarise(rows)
-    labels = [f"{one.kind} {one.label}" if one.kind != one.label else one.label for one in comparison.models]
     entries = []
-    for label, one in zip(unique_names(labels), comparison.models, strict=True):
-        known = {row.seed: row for row in one.rows if row.seed in by_seed and Path(row.path).is_dir()}
+    for line in choose(lines(summarise(rows)), config.only):
+        known = {row.seed: row for row in line.rows if row.seed in by_seed and Path(row.path).is_dir()}
         repetitions = tuple(
-            Repetition(_model(label, row.path, config), by_seed[seed], (seed,)) for seed, row in known.items()
+            Repetition(_model(line.name, row.path, config), by_seed[seed], (seed,)) for seed, row in known.items()
         )
         if repetitions:
-            entries.append(Entry(label, repetitions))
+            entries.append(Entry(line.name, repetitions))
     if not entries:
         named = ", ".join(map(str, folders))
         raise UserError(f"{named}: no finished run whose models and dialogues are still there; run it again")

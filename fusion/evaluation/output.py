@@ -8,20 +8,22 @@ from typing import Any
 
 from fusion.cache import write_json, write_text
 from fusion.evaluation.sheet import ScoreSheet, item_rows
-from fusion.evaluation.significance import all_pairs, markdown
+from fusion.evaluation.significance import contrasts, markdown
 from fusion.tracking.page import render
 
 TABLES = "evaluation.md"
 PAGE = "answers.html.j2"
 
 
-def write_evaluation(folder: Path, scorers: Sequence[Sequence[ScoreSheet]]) -> list[Path]:
+def write_evaluation(folder: Path, scorers: Sequence[Sequence[ScoreSheet]], which: str = "all") -> list[Path]:
     """Write `evaluation.md`, `scores.json`, `items.jsonl`, the records of every model, and `answers.html`.
+
+    `which` pairs of models are compared: a name of `significance.PAIRS`.
 
     Returns the paths to show: tables, and the page where there are answers.
     """
     sheets = [sheet for group in scorers for sheet in group]
-    pairs = [all_pairs(group) for group in scorers]
+    pairs = [contrasts(group, which) for group in scorers]
     tables = (markdown(group, found) for group, found in zip(scorers, pairs, strict=True))
     write_text(folder / TABLES, "\n".join(["# Evaluation\n", *tables]))
     write_json(

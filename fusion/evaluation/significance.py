@@ -1,14 +1,20 @@
 """Tables of scores in which only differences are marked that stand out from noise."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 from fusion.evaluation.sheet import AVERAGE, ScoreSheet, difference
 from fusion.evaluation.statistics import LEVEL, Result, holm
 
 BETTER, WORSE, MISSING = "▲", "▼", "-"
+PAIRS: Mapping[str, Callable[[Sequence[ScoreSheet]], Iterable[tuple[ScoreSheet, ScoreSheet]]]] = {
+    "all": lambda sheets: combinations(sheets, 2),
+    "first": lambda sheets: ((sheets[0], other) for other in sheets[1:]),
+    "next": pairwise,
+}
+"""Which models are compared, the earlier one first. Fewer comparisons, named beforehand, are corrected less."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,9 @@ def against(reference: ScoreSheet, others: Sequence[ScoreSheet]) -> list[Contras
     return _corrected(_contrast(sheet, reference, name) for sheet in others for name in names)
 
 
-def all_pairs(sheets: Sequence[ScoreSheet]) -> list[Contrast]:
-    """Every two models on average, corrected over all pairs."""
-    return _corrected(_contrast(second, first, AVERAGE) for first, second in combinations(sheets, 2))
+def contrasts(sheets: Sequence[ScoreSheet], pairs: str = "all") -> list[Contrast]:
+    """The models of every pair (`PAIRS`) on average, the later less the earlier; corrected over these pairs."""
+    return _corrected(_contrast(second, first, AVERAGE) for first, second in PAIRS[pairs](sheets))
 
 
 def _contrast(first: ScoreSheet, second: ScoreSheet, category: str) -> Contrast | None:
@@ -66,7 +72,7 @@ def _corrected(contrasts: Iterable[Contrast | None]) -> list[Contrast]:
 
 
 def markdown(sheets: Sequence[ScoreSheet], pairs: Sequence[Contrast]) -> str:
-    """Scores of one scorer and its `all_pairs` as Markdown; the first sheet is the reference of the marks."""
+    """Scores of one scorer and its `contrasts` as Markdown; the first sheet is the reference of the marks."""
     reference, *others = sheets
     marks = {(one.first, one.category): one.mark for one in against(reference, others)}
     parts = [f"## {reference.scorer}", _scores_table(sheets, marks)]

@@ -12,7 +12,8 @@ from chat_server import KEY, KEY_VARIABLE, chat_server, files_with
 from fusion.config import UserError
 from fusion.config.evaluate import EvaluateConfig
 from fusion.config.schema import DataConfig, PathsConfig
-from fusion.evaluation.entries import find_entries, unique_names
+from fusion.evaluation.choosing import unique_names
+from fusion.evaluation.entries import find_entries
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUESTIONS = [
@@ -158,6 +159,61 @@ def test_p_values_over_seeds_and_items(runs, tmp_path):
     (pair,) = json.loads((tmp_path / "out" / "scores.json").read_text())["heldout"]["pairs"]
     assert pair["result"]["num_seeds"] == 2
     assert 0 <= pair["result"]["p_value"] <= pair["adjusted"] <= 1
+
+
+@pytest.fixture
+def targets(tmp_path, tiny_pivot):
+    """Runs of two seeds with a pivot and two targets: b is better on held-out dialogues of seed 1, a on its test."""
+    rows = {
+        (1, "a"): (0.2, 0.7),
+        (1, "b"): (0.1, 0.6),
+        (2, "a"): (0.1, 0.6),
+        (2, "b"): (0.1, 0.6),
+    }
+    for seed in (1, 2):
+        data = DataConfig("mine", "", heldout_path=dialogues(tmp_path / f"held{seed}.jsonl"))
+        models = [("pivot", "pivot", tiny_pivot.path)]
+        for name in "ab":
+            folder = tmp_path / f"{name}{seed}"
+            folder.mkdir()
+            models.append(("target", name, str(folder)))
+        run_folder = tmp_path / "runs" / f"seed{seed}"
+        record_run(run_folder, seed, models, data)
+        result = json.loads((run_folder / "result.json").read_text())
+        for row in result["comparison"][1:]:
+            row["nll_per_byte"], row["scores"]["average"] = rows[seed, row["model"]]
+        (run_folder / "result.json").write_text(json.dumps(result))
+    return tmp_path / "runs"
+
+
+def chosen(runs, *only):
+    """Names of the table's lines, each with the folders of its seeds."""
+    entries = find_entries(EvaluateConfig(runs=[str(runs)], only=list(only)))
+    return {entry.name: [Path(one.model.path).name for one in entry.repetitions] for entry in entries}
+
+
+def test_models_are_chosen_by_kind_and_name_in_order(targets):
+    assert list(chosen(targets)) == ["pivot", "target a", "target b"]
+    assert list(chosen(targets, "target b", "pivot", "target")) == ["target b", "pivot", "target a"]
+
+
+def test_the_best_target_is_chosen_on_held_out_dialogues(targets):
+    assert chosen(targets, "best_target") == {"best target": ["b1", "a2"]}
+    assert chosen(targets, "best_target_of_test") == {"best target of test": ["a1", "a2"]}
+
+
+def test_models_that_are_not_there_are_named(targets):
+    with pytest.raises(UserError, match="'targte a'; there are pivot, target, pivot, target a, target b") as caught:
+        chosen(targets, "targte a", "merged sce", "pivot")
+    assert len(caught.value.problems) == 2
+
+
+def test_planned_pairs_of_chosen_models(runs, tmp_path):
+    arguments = [f"runs=[{runs}]", "scorers=[heldout]", "only=[merged,pivot]", "pairs=next", "hydra.run.dir=out"]
+    assert "pivot against merged sce" in run(tmp_path, *arguments)
+    output = run(tmp_path, "models=[/a]", "only=[pivot]", "pairs=some", code=2)
+    assert "models and only: give one of the two" in output
+    assert "pairs=some" in output
 
 
 def test_unique_names():

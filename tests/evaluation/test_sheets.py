@@ -8,7 +8,7 @@ from fusion.evaluation.candidate import Candidate
 from fusion.evaluation.dialogue_scorers import Heldout, Readings, Skills
 from fusion.evaluation.score import score_folder
 from fusion.evaluation.sheet import ScoredItem, ScoreSheet, difference, item_rows, merged_sheets
-from fusion.evaluation.significance import against, all_pairs, markdown
+from fusion.evaluation.significance import against, contrasts, markdown
 
 WORDS = ("river", "wire", "pole", "yes", "no", "answer", "lines", "space")
 TEST = [chat(f"say {word} {number}", word, category=f"skill{number % 2}") for number in range(3) for word in WORDS]
@@ -84,7 +84,7 @@ def test_only_significant_differences_are_marked():
         "c": "▲",
         "d": "▼",
     }
-    text = markdown(sheets, all_pairs(sheets))
+    text = markdown(sheets, contrasts(sheets))
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("|")}
     assert "▲" in rows["c"]
     assert not {"▲", "▼"} & set(rows["b"])
@@ -96,12 +96,30 @@ def test_less_is_better_for_losses():
     rng = np.random.default_rng(2)
     base = rng.exponential(size=60)
     sheets = [sheet(name, scores, more_is_better=False) for name, scores in (("a", base), ("b", base - 0.5))]
-    assert [one.mark for one in all_pairs(sheets)] == ["▲"]
+    assert [one.mark for one in contrasts(sheets)] == ["▲"]
+
+
+def test_fewer_pairs_are_corrected_less():
+    rng = np.random.default_rng(3)
+    base = rng.normal(5, 1, 60)
+    sheets = [sheet(name, base + step) for name, step in zip("abcd", rng.normal(0.1, 0.5, (4, 60)), strict=True)]
+    found = {which: contrasts(sheets, which) for which in ("all", "first", "next")}
+    names = {which: [one.first + one.second for one in some] for which, some in found.items()}
+    assert names == {
+        "all": ["ba", "ca", "da", "cb", "db", "dc"],
+        "first": ["ba", "ca", "da"],
+        "next": ["ba", "cb", "dc"],
+    }
+    single = {one.first + one.second: one.result for one in found["all"]}
+    for some in found.values():
+        smallest = min(some, key=lambda one: one.result.p_value)
+        assert smallest.adjusted == pytest.approx(min(1, len(some) * smallest.result.p_value))
+        assert all(one.result == single[one.first + one.second] for one in some)
 
 
 def test_what_is_left_out_is_told():
     sheets = [sheet("a", [1, 2, None]), sheet("b", [2, 1, 3], notes=("not comparable",))]
-    text = markdown(sheets, all_pairs(sheets))
+    text = markdown(sheets, contrasts(sheets))
     assert "a: 1 of 3 items have no score and are left out." in text
     assert "- not comparable" in text
     assert [row["score"] for row in item_rows(sheets[:1])] == [1, 2, None]
