@@ -259,8 +259,9 @@ def finish(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | N
 
     config, job, record = task.config, task.job, task.record
     with job_loggers(config.logger, job, "merge", config.tags, record.fingerprint) as loggers:
-        rows = score(task, report, weights)
+        rows, value = score(task, report, weights), search_value(task, weights)
         if rows:
+            rows[-1] = replace(rows[-1], search_value=value)
             log_scores(loggers, rows[-1].scores, rows[-1].nll_per_byte)
         record.lap("score")
         if weights is None:
@@ -270,7 +271,7 @@ def finish(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | N
             "targets": task.targets,
             "scale": report.scale,
             "scale_search": task.search.evaluations if task.search else [],
-            "search_value": search_value(task, weights),
+            "search_value": value,
             "model": MODEL if weights is None else None,
             "comparison": [row.to_json() for row in rows],
         }
@@ -326,8 +327,6 @@ def score(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | No
 
     Merged `weights` are scored in the model of the base (without base: the first target's), whose layout they have.
     """
-    from dataclasses import replace
-
     from fusion.config.schema import ModelConfig
     from fusion.evaluation.compare import ScoredModel, models_of_merge, score_models
 

@@ -28,8 +28,9 @@ class EvaluateConfig:
     the dialogues of each run."""
     only: list[str] = field(default_factory=list)
     """`runs`: models of the tables in this order, by kind (pivot, source, sft, target, merged) or name ('merged sce');
-    best_target: each seed's target with the lowest NLL on held-out dialogues; best_target_of_test: the highest test
-    score, which is too good. Empty: all models."""
+    of each seed, best_target: the target with the lowest NLL on held-out dialogues; best_target_of_test: with the
+    highest test score, which is too good; best_found: the merge of a search (hparams_search) with the lowest search
+    value. Empty: all models."""
     pairs: str = "all"
     """Which models are compared, and corrected for together: all (every two), first (each with the first one) or next
     (each with the one before it)."""

@@ -1,4 +1,4 @@
-"""Which models of some runs are evaluated: all, or some by kind and by name, and the best target of each seed."""
+"""Which models of some runs are evaluated: all, or some by kind and by name, and the best one of each seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,20 +17,28 @@ class Line:
     rows: tuple[ComparisonRow, ...]
 
 
-def _heldout(row: ComparisonRow) -> float | None:
-    return row.nll_per_byte
+@dataclass(frozen=True)
+class Best:
+    """A line that is made of one model for each seed."""
+
+    kind: str
+    lost: Callable[[ComparisonRow], float | None]
+    """The model with the lowest value is the seed's best one; None: it cannot be chosen."""
+    remedy: str
 
 
-def _tested(row: ComparisonRow) -> float | None:
+def _failed(row: ComparisonRow) -> float | None:
     score = row.scores.get(AVERAGE)
     return None if score is None else -score
 
 
-BEST: Mapping[str, Callable[[ComparisonRow], float | None]] = {
-    "best_target": _heldout,
-    "best_target_of_test": _tested,
+BEST: Mapping[str, Best] = {
+    "best_target": Best("target", lambda row: row.nll_per_byte, "give runs with held-out dialogues"),
+    "best_target_of_test": Best("target", _failed, "give runs with test dialogues"),
+    "best_found": Best(
+        "merged", lambda row: row.search_value, "give merges of a search, hparams_search=merge_weights"
+    ),
 }
-"""What decides which target of a seed is its best one; the lowest value wins."""
 
 
 def lines(comparison: Comparison) -> list[Line]:
@@ -64,16 +72,21 @@ def _named(found: Sequence[Line], name: str) -> list[Line]:
 
 
 def _best(found: Sequence[Line], name: str) -> list[Line]:
-    """The best target of every seed as one line; of equal ones the first by name. None where there is no target."""
-    rows = sorted((row for line in found if line.kind == "target" for row in line.rows), key=lambda row: row.model)
-    measured = [(row.seed, value, row) for row in rows if (value := BEST[name](row)) is not None]
+    """The best model of every seed as one line; of equal ones the first by name. None where there is none of its kind.
+
+    Raises:
+        UserError: no model has the value that decides.
+    """
+    best = BEST[name]
+    rows = sorted((row for line in found if line.kind == best.kind for row in line.rows), key=lambda row: row.model)
+    measured = [(row.seed, value, row) for row in rows if (value := best.lost(row)) is not None]
     if rows and not measured:
-        raise UserError(f"only: {name} needs targets with a score; run train.py with evaluation=skills")
-    best: dict[int | None, tuple[float, ComparisonRow]] = {}
+        raise UserError(f"only: {name} is chosen by a value that none of these models has; {best.remedy}")
+    chosen: dict[int | None, tuple[float, ComparisonRow]] = {}
     for seed, value, row in measured:
-        if seed not in best or value < best[seed][0]:
-            best[seed] = value, row
-    return [Line(name.replace("_", " "), "target", tuple(row for _, row in best.values()))] if best else []
+        if seed not in chosen or value < chosen[seed][0]:
+            chosen[seed] = value, row
+    return [Line(name.replace("_", " "), best.kind, tuple(row for _, row in chosen.values()))] if chosen else []
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

@@ -33,6 +33,7 @@ class ComparisonRow:
     path: str
     scores: Mapping[str, float | None]  # fractions of 1, by skill, and "average"
     nll_per_byte: float | None  # nats
+    search_value: float | None = None  # what a search over settings lowers; nats per byte
     scale: float | None = None  # of the merged delta
     scale_searched: bool = False
     coefficients: Mapping[str, float | None] = field(default_factory=dict)  # mean over tensors, by target
@@ -117,6 +118,7 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "path": (_is_text, "text"),
     "scores": (_each(_is_fraction), "an object of fractions of 1, or null for skills without a score"),
     "nll_per_byte": (_is_number_or_null, "a number or null"),
+    "search_value": (_is_number_or_null, "a number or null"),
     "scale": (_is_number_or_null, "a number or null"),
     "coefficients": (_each(_is_number_or_null), "an object of numbers"),
     "num_items": (_each(_is_count), "an object of whole numbers"),

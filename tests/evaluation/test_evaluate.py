@@ -202,6 +202,23 @@ def test_the_best_target_is_chosen_on_held_out_dialogues(targets):
     assert chosen(targets, "best_target_of_test") == {"best target of test": ["a1", "a2"]}
 
 
+def test_the_best_that_a_search_found_is_chosen_by_its_value(runs, tmp_path):
+    with pytest.raises(UserError, match="best_found is chosen by a value that none"):
+        chosen(runs, "best_found")
+    for seed, values in ((1, (0.3, 0.2)), (2, (0.1, 0.4))):
+        folder = runs / f"seed{seed}"
+        result = json.loads((folder / "result.json").read_text())
+        pivot, merge = result["comparison"]
+        trials = []
+        for number, value in enumerate(values):
+            path = tmp_path / f"trial{number}_{seed}"
+            path.mkdir()
+            trials.append({**merge, "path": str(path), "search_value": value, "parameters": {"weight": value}})
+        result["comparison"] = [pivot, *trials]
+        (folder / "result.json").write_text(json.dumps(result))
+    assert chosen(runs, "best_found") == {"best found": ["trial1_1", "trial0_2"]}
+
+
 def test_models_that_are_not_there_are_named(targets):
     with pytest.raises(UserError, match="'targte a'; there are pivot, target, pivot, target a, target b") as caught:
         chosen(targets, "targte a", "merged sce", "pivot")
