@@ -1,11 +1,15 @@
 """Which models of some runs are evaluated: all, or some by kind and by name, and the best one of each seed."""
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusion.config import UserError, raise_problems
 from fusion.tracking.rows import AVERAGE, ComparisonRow
 from fusion.tracking.summary import Comparison
+
+SHOWN = 12
+"""Names of models that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,16 @@ def choose(found: Sequence[Line], only: Sequence[str]) -> list[Line]:
     if not only:
         return list(found)
     named = {name: _named(found, name) for name in only}
-    known = ", ".join([*dict.fromkeys(line.kind for line in found), *(line.name for line in found), *BEST])
-    raise_problems(
-        [f"only: no model of these runs is '{name}'; there are {known}" for name, some in named.items() if not some]
-    )
+    known = list(dict.fromkeys([*BEST, *(line.kind for line in found), *(line.name for line in found)]))
+    raise_problems([_unknown(name, known) for name, some in named.items() if not some])
     return list({line.name: line for some in named.values() for line in some}.values())
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    """A search has hundreds of models: those with near names come first, and some of the others."""
+    shown = list(dict.fromkeys([*difflib.get_close_matches(name, known, SHOWN // 2), *known]))[:SHOWN]
+    rest = f" and {len(known) - len(shown)} more" if len(known) > len(shown) else ""
+    return f"only: no model of these runs is '{name}'; there are {', '.join(shown)}{rest}"
 
 
 def _named(found: Sequence[Line], name: str) -> list[Line]:
@@ -86,7 +95,8 @@ def _best(found: Sequence[Line], name: str) -> list[Line]:
     for seed, value, row in measured:
         if seed not in chosen or value < chosen[seed][0]:
             chosen[seed] = value, row
-    return [Line(name.replace("_", " "), best.kind, tuple(row for _, row in chosen.values()))] if chosen else []
+    kept = tuple(row for _, (_, row) in sorted(chosen.items(), key=lambda pair: (pair[0] is None, pair[0] or 0)))
+    return [Line(name.replace("_", " "), best.kind, kept)] if kept else []
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
