@@ -188,7 +188,7 @@ def test_a_command_is_copied(watched):
     page.fill("#filter", "number=1")
     row = page.query_selector("#scores tbody tr:not([hidden])")
     row.query_selector(".copy").click()
-    page.wait_for_function("[...document.querySelectorAll('.copy')].some(one => one.textContent === 'copied')")
+    page.wait_for_selector(".copy[data-used]", state="attached")
     assert page.evaluate("navigator.clipboard.readText()") == row.query_selector("code").text_content()
 
 
