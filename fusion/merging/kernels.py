@@ -216,32 +216,29 @@ def round_to_bfloat16(delta_N: Any, origin_N: Any, scale: float, rounded_N: Any)
 
 @njit(cache=True, nogil=True)
 def merge_bfloat16(
-    patterns_IN: Any, length: int, weights_K: Any, scale: float, rounded_N: Any, squares_BI: Any
-) -> bool:
+    base_N: Any, targets_KN: Any, weights_K: Any, scale: float, rounded_N: Any, squares_K: Any
+) -> tuple[float, bool]:
     """`load_bfloat16`, `weighted_sum` and `round_to_bfloat16` run by run, to the same bits: deltas stay in the cache.
 
-    `patterns_IN`: base and targets of B blocks of a `length`, of which the last may be shorter. Fills their squared
-    norms, the base's and those of the deltas; returns whether the result is finite.
+    Returns the squared norm of the base, and whether the result is finite.
     """
     zeros_S, origin_S = np.zeros(SHORT, dtype=np.float32), np.empty(SHORT, dtype=np.float32)
     deltas_S, total_S, sum_S = np.empty(SHORT, np.float32), np.empty(SHORT, np.float32), np.empty(SHORT, np.float64)
-    is_finite = True
-    squares_BI[:] = 0.0
-    for block in range(len(squares_BI)):
-        end = min((block + 1) * length, len(rounded_N))
-        for start in range(block * length, end, SHORT):
-            stop = min(start + SHORT, end)
-            squares_BI[block, 0] += np.float64(_load_run(patterns_IN[0, start:stop], zeros_S, origin_S))
-            sum_S[:] = 0.0
-            for k in range(len(weights_K)):
-                run_S, weight = patterns_IN[k + 1, start:stop], weights_K[k]
-                squares_BI[block, k + 1] += np.float64(_load_run(run_S, origin_S, deltas_S))
-                for n in range(stop - start):
-                    sum_S[n] += np.float64(deltas_S[n]) * weight
+    origin_square, is_finite = 0.0, True
+    squares_K[:] = 0.0
+    for start in range(0, len(rounded_N), SHORT):
+        stop = min(start + SHORT, len(rounded_N))
+        origin_square += np.float64(_load_run(base_N[start:stop], zeros_S, origin_S))
+        sum_S[:] = 0.0
+        for k in range(len(targets_KN)):
+            squares_K[k] += np.float64(_load_run(targets_KN[k, start:stop], origin_S, deltas_S))
+            weight = weights_K[k]
             for n in range(stop - start):
-                total_S[n] = np.float32(sum_S[n])
-            is_finite &= round_to_bfloat16(total_S[: stop - start], origin_S, scale, rounded_N[start:stop])
-    return is_finite
+                sum_S[n] += np.float64(deltas_S[n]) * weight
+        for n in range(stop - start):
+            total_S[n] = np.float32(sum_S[n])
+        is_finite &= round_to_bfloat16(total_S[: stop - start], origin_S, scale, rounded_N[start:stop])
+    return origin_square, is_finite
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -58,31 +58,25 @@ class Merge:
         deltas = self.deltas(name, operands, run)
         merged = self.plan.method(deltas, **self.plan.parameters_at(name))
 
-        scale = self.sink.scale if merged.is_weighted_sum else None
-
-        def finish(group: range) -> list[dict[str, Counts]]:
-            """Notes of the blocks that begin at the places of the group."""
-            values_N = None if scale is None else operands.weighted(group, merged.coefficients, scale)
+        def finish(start: int) -> dict[str, Counts]:
+            values_N = self._in_one_pass(merged, operands, deltas.span(start))
+            notes: dict[str, Counts] = {}
             if values_N is None:
-                return [self._finish(merged, deltas, operands, start) for start in group]
-            self.sink.write(name, group.start, values_N)
-            return []
+                origin_N, operands_JN = operands.load(*deltas.span(start))
+                block = deltas.block(start, operands_JN, notes if operands.watched(start) else None, origin_N)
+                values_N = self._values(name, origin_N, self._delta(merged, block, origin_N))
+            self.sink.write(name, start, values_N)
+            return notes
 
-        groups = operands.groups() if scale is not None else [range(start, start + 1) for start in deltas.starts]
-        notes = [one for found in run(finish, groups) for one in found]
+        notes = run(finish, deltas.starts)
         blocks = [operands.statistics[start] for start in deltas.starts]
         return TensorRecord.of(name, blocks, merged.coefficients, notes, merged.events, deltas.num_elements)
 
-    def _finish(
-        self, merged: MergedDelta, deltas: TensorDeltas, operands: TensorOperands, start: int
-    ) -> dict[str, Counts]:
-        """Merge one block; what the method noted of it."""
-        notes: dict[str, Counts] = {}
-        origin_N, operands_JN = operands.load(*deltas.span(start))
-        block = deltas.block(start, operands_JN, notes if operands.watched(start) else None, origin_N)
-        values_N = self._values(deltas.name, origin_N, self._delta(merged, block, origin_N))
-        self.sink.write(deltas.name, start, values_N)
-        return notes
+    def _in_one_pass(self, merged: MergedDelta, operands: TensorOperands, span: tuple[int, int]) -> Tensor | None:
+        """The merged elements, in the output's dtype; None where that takes the deltas, or a closer look at them."""
+        if self.sink.scale is None or not merged.is_weighted_sum or operands.watched(span[0]):
+            return None
+        return operands.weighted(*span, merged.coefficients, self.sink.scale)
 
     def _values(self, name: str, origin_N: Tensor | None, delta_N: Tensor) -> Tensor:
         """What the sink wants of a block.

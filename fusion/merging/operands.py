@@ -21,8 +21,6 @@ from fusion.merging.tensor_file import TensorHome
 from fusion.merging.workspace import Workspace
 
 CPU = torch.device("cpu")
-TOGETHER = 4
-"""Blocks that are read at once where nothing but sums is wanted of them."""
 
 
 class NotFiniteError(UserError):
@@ -79,10 +77,6 @@ class TensorInputs:
         self._keeps = from_files and len(self._readers) * self.spec.num_bytes <= keep_bytes
         self._arena: Tensor | None = None
         self._kept: dict[int, Tensor] = {}
-
-    @property
-    def is_kept(self) -> bool:
-        return self._arena is not None
 
     def keep(self) -> None:
         """There will be more than one pass: keep what is read, if it fits."""
@@ -152,37 +146,24 @@ class TensorOperands:
             self.statistics[start] = BlockStatistics.of(loaded.operands_JN, squares_J, self.watched(start))
         return loaded
 
-    def groups(self) -> list[range]:
-        """The places at which blocks begin, those together that `weighted` merges at once."""
-        starts, together = range(0, self._num_elements, self._inputs.length), 1 if self._inputs.is_kept else TOGETHER
-        groups = []
-        for watched in range(0, len(starts), WATCH_EVERY):
-            others = starts[watched + 1 : watched + WATCH_EVERY]
-            groups += [starts[watched : watched + 1]]
-            groups += [others[first : first + together] for first in range(0, len(others), together)]
-        return groups
-
-    def weighted(self, group: range, weights_J: Tensor, scale: float) -> Tensor | None:
-        """base + scale * sum_j w_j d_j of the blocks that begin in `group`, rounded to the dtype of the inputs, [N].
+    def weighted(self, start: int, stop: int, weights_J: Tensor, scale: float) -> Tensor | None:
+        """base + scale * sum_j w_j d_j of a block that is not watched, rounded to the dtype of the inputs, [N].
 
         The bits are those of `load`, `weighted_sum` and `scaled_sum`, but the deltas are never written anywhere. None
-        where that cannot be (a watched block, no base, another dtype or device) or something is not finite, which the
-        others know more of.
+        where that cannot be (no base, another dtype or device) or something is not finite, which they know more of.
         """
-        can_be = self._subtracts and self._whole is None and self._dtype == torch.bfloat16 and self._device == CPU
-        if not can_be or self.watched(group.start):
+        if not self._subtracts or self._whole is not None or self._dtype != torch.bfloat16 or self._device != CPU:
             return None
-        stop = min(group[-1] + self._inputs.length, self._num_elements)
-        raws_IN = self._inputs.read(group.start, stop)
-        rounded_N = self._workspace.buffer("rounded", stop - group.start, torch.bfloat16, CPU)
-        squares_BI = torch.empty(len(group), len(raws_IN), dtype=torch.float64)
-        out = rounded_N.view(torch.uint16).numpy(), squares_BI.numpy()
-        patterns_IN = raws_IN.view(torch.uint16).numpy()
-        is_finite = kernels.merge_bfloat16(patterns_IN, self._inputs.length, wide(weights_J), scale, *out)
-        for start, squares_I in zip(group, squares_BI, strict=True):
-            if not all(0 < square < math.inf for square in squares_I.tolist()):
+        raws_IN = self._inputs.read(start, stop)
+        rounded_N = self._workspace.buffer("rounded", stop - start, torch.bfloat16, CPU)
+        squares_J, patterns = torch.empty(len(raws_IN) - 1, dtype=torch.float64), raws_IN.view(torch.uint16).numpy()
+        base_square, is_finite = kernels.merge_bfloat16(
+            patterns[0], patterns[1:], wide(weights_J), scale, rounded_N.view(torch.uint16).numpy(), squares_J.numpy()
+        )
+        if start not in self.statistics:
+            if not all(0 < square < math.inf for square in (base_square, *squares_J.tolist())):
                 return None
-            self.statistics[start] = BlockStatistics(squares_I[1:])
+            self.statistics[start] = BlockStatistics(squares_J)
         return rounded_N if is_finite else None
 
     def whole(self, run: Run) -> Tensor:

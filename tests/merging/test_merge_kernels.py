@@ -127,17 +127,21 @@ def test_kept_elements_are_those_of_the_mask(start: int, count: int, density: fl
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scale", [1.0, -0.4])
 def test_a_merge_in_one_pass_has_the_same_bits(size: int, scale: float) -> None:
-    patterns_IN, weights_J = made(4, size).bfloat16(), weights_of(3)
-    length = -(-size // 3) + 2
-    blocks = [slice(start, start + length) for start in range(0, size, length)]
-    squares_BI, rounded_N = torch.empty(len(blocks), 4, dtype=torch.float64), torch.empty(size, dtype=torch.bfloat16)
-    out = rounded_N.view(torch.uint16).numpy(), squares_BI.numpy()
-    assert kernels.merge_bfloat16(patterns_IN.view(torch.uint16).numpy(), length, weights_J.numpy(), scale, *out)
-    base_N, deltas_JN = patterns_IN[0].float(), patterns_IN[1:].float() - patterns_IN[0].float()
-    for block, squares_I in zip(blocks, squares_BI, strict=True):
-        assert torch.equal(squares_I, squared_norms(torch.cat([base_N[None], deltas_JN])[:, block]))
-    merged_N = scaled_sum("w", base_N, weighted_sum(deltas_JN, weights_J), scale, torch.bfloat16)
-    assert torch.equal(rounded_N, merged_N)
+    base_N, targets_JN, weights_J = made(1, size)[0].bfloat16(), made(3, size, 1).bfloat16(), weights_of(3)
+    squares_J, rounded_N = torch.empty(3, dtype=torch.float64), torch.empty(size, dtype=torch.bfloat16)
+    base_square, is_finite = kernels.merge_bfloat16(
+        base_N.view(torch.uint16).numpy(),
+        targets_JN.view(torch.uint16).numpy(),
+        weights_J.numpy(),
+        scale,
+        rounded_N.view(torch.uint16).numpy(),
+        squares_J.numpy(),
+    )
+    deltas_JN = targets_JN.float() - base_N.float()
+    assert is_finite
+    assert torch.equal(squares_J, squared_norms(deltas_JN))
+    assert base_square == squared_norms(base_N.float()[None])
+    assert torch.equal(rounded_N, scaled_sum("w", base_N, weighted_sum(deltas_JN, weights_J), scale, torch.bfloat16))
 
 
 def test_counting_what_is_erased() -> None:
