@@ -1,6 +1,18 @@
-"""Settings of the evaluation's endpoints, generation and benchmarks."""
+"""Settings of scores and sample answers, and of the evaluation's endpoints, generation and benchmarks."""
 
 from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    name: str = "skills"
+    """`skills` scores test dialogues by exact match and held-out dialogues by NLL per byte; `none` scores nothing."""
+    batch_tokens: int = 8192
+    """Tokens per forward pass, padding included."""
+    samples: int = 1
+    """Answers of every category that are written out, for reading side by side; 0: none."""
+    sample_tokens: int = 64
+    """Length at which such an answer is cut."""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ AT_LEAST: dict[str, float] = {
     "parallel.num_nodes": 1,
     "parallel.replicas": 1,
     "evaluation.batch_tokens": 1,
+    "evaluation.samples": 0,
+    "evaluation.sample_tokens": 1,
     "batch_tokens": 1,
     "judge.concurrency": 1,
     "judge.retries": 0,

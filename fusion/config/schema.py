@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fusion.cache import fingerprint
+from fusion.config.evaluation import EvaluationConfig
 from fusion.config.machine import EngineConfig, EstimateConfig, LoggerConfig, PathsConfig
 from fusion.config.shape import ShapeConfig
 from fusion.config.world import WorldConfig
@@ -262,14 +263,6 @@ class ParallelConfig:
     """fsdp: weights and optimiser live in the CPU's memory and visit the device."""
     accelerator: str = "auto"
     """auto, cpu or gpu."""
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    name: str = "skills"
-    """`skills` scores test dialogues by exact match and held-out dialogues by NLL per byte; `none` scores nothing."""
-    batch_tokens: int = 8192
-    """Tokens per forward pass, padding included."""
 
 
 @dataclass(frozen=True)

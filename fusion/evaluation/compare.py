@@ -11,6 +11,7 @@ from fusion.config.schema import DataConfig, EvaluationConfig, ModelConfig, Path
 from fusion.dialogues.dialogue import Dialogue
 from fusion.dialogues.load import load_dialogues, load_splits
 from fusion.dialogues.reader import scoring_reader
+from fusion.evaluation.samples import choose_samples
 from fusion.evaluation.score import Scores, score_folder, score_weights
 from fusion.tracking.inputs import MergeInputs, read_lineage
 from fusion.tracking.rows import ComparisonRow, Kind
@@ -72,14 +73,15 @@ def score_models(
     The first model is the pivot; a source without a chat template reads the pivot's rendering.
     """
     test, heldout = read_test_and_heldout(data)
+    samples = choose_samples(test, heldout, evaluation.samples, evaluation.sample_tokens)
     rows = []
     for scored in models:
         reader = scoring_reader(scored.model, models[0].model, data.max_length)
         how = test, heldout, evaluation.batch_tokens
         if scored.weights is None:
-            scores = score_folder(reader, *how, Path(paths.cache))
+            scores = score_folder(reader, *how, Path(paths.cache), samples)
         else:
-            scores = score_weights(reader, scored.weights, *how)
+            scores = score_weights(reader, scored.weights, *how, samples)
         rows.append(comparison_row(scored, scores, seed, command))
     return rows
 
@@ -98,4 +100,5 @@ def comparison_row(scored: ScoredModel, scores: Scores, seed: int, command: str)
         parameters=scored.recipe,
         strong_skills=scored.strong_skills,
         alignment=scored.alignment,
+        samples=scores.samples,
     )

@@ -22,11 +22,13 @@ from fusion.config.schema import ModelConfig
 from fusion.dialogues.dialogue import Dialogue
 from fusion.dialogues.encode import Encoded, Encoder
 from fusion.dialogues.reader import Reader, encode_all
+from fusion.evaluation.samples import SampleSettings, sample_answers
 from fusion.teaching.causal_lm import load_causal_lm, on_device
 from fusion.teaching.forward import RowReader, token_batches
 
 AVERAGE = "average"
 NO_CATEGORY = "all"
+NO_SAMPLES = SampleSettings()
 MODEL_CODE = ("fusion.evaluation", "fusion.teaching", "fusion.dialogues")
 
 
@@ -42,6 +44,8 @@ class Scores:
     """Right or wrong by content hash of the test dialogue."""
     heldout: dict[str, list[float]] = field(default_factory=dict)
     """Nats and bytes by content hash of the held-out dialogue."""
+    samples: list[dict[str, str]] = field(default_factory=list)
+    """Answers that were written out: the fields of `Sample`."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ def score_model(
     test: Sequence[Dialogue],
     heldout: Sequence[Dialogue],
     batch_tokens: int,
+    samples: SampleSettings = NO_SAMPLES,
 ) -> Scores:
     """Score a loaded model on dialogues that it reads through `encoder`."""
     reader = Reader(ModelConfig(), encoder)
@@ -121,6 +126,7 @@ def score_model(
         _per_byte(losses) if losses else None,
         dict(sorted(items.items())),
         dict(sorted(losses.items())),
+        [vars(one) for one in sample_answers(model, encoder, vocab_size, samples)],
     )
 
 
@@ -137,6 +143,7 @@ def score_folder(
     heldout: Sequence[Dialogue],
     batch_tokens: int,
     cache: Path,
+    samples: SampleSettings = NO_SAMPLES,
 ) -> Scores:
     """Score the model of `reader` (a folder or a hub model) once: the scores are kept in the cache."""
     model = reader.model
@@ -146,6 +153,8 @@ def score_folder(
         "template": str(reader.encoder.template.tokenizer.chat_template),
         "test": fingerprint({"test": [dialogue.to_json() for dialogue in test]}),
         "heldout": fingerprint({"heldout": [dialogue.to_json() for dialogue in heldout]}),
+        "samples": [dialogue.content_hash for dialogue in samples.dialogues],
+        "sample_tokens": samples.max_new_tokens,
         "max_length": reader.encoder.max_length,
         "batch_tokens": batch_tokens,
         "threads": torch.get_num_threads(),
@@ -154,7 +163,7 @@ def score_folder(
 
     def build(folder: Path) -> None:
         loaded = on_device(load_causal_lm(model))
-        scores = score_model(loaded, reader.encoder, reader.vocab_size, test, heldout, batch_tokens)
+        scores = score_model(loaded, reader.encoder, reader.vocab_size, test, heldout, batch_tokens, samples)
         write_json(folder / "scores.json", vars(scores))
 
     return Scores(**_read(cached_folder(cache, "scores", key, build) / "scores.json"))
@@ -166,11 +175,12 @@ def score_weights(
     test: Sequence[Dialogue],
     heldout: Sequence[Dialogue],
     batch_tokens: int,
+    samples: SampleSettings = NO_SAMPLES,
 ) -> Scores:
     """Score the model of `reader` with other weights of the same shapes, which need not be on the disk."""
     model = on_device(load_causal_lm(reader.model))
     take_weights(model, weights)
-    return score_model(model, reader.encoder, reader.vocab_size, test, heldout, batch_tokens)
+    return score_model(model, reader.encoder, reader.vocab_size, test, heldout, batch_tokens, samples)
 
 
 def take_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:

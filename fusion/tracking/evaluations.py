@@ -1,15 +1,18 @@
-"""What `evaluate.py` found out about the models of a comparison: paired tests, and answers side by side."""
+"""What is known of a comparison's models beside their scores: answers side by side, and the paired tests of
+`evaluate.py`."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fusion.tracking.summary import AVERAGE
+from fusion.tracking.rows import AVERAGE, ComparisonRow
 
+SAMPLES, THESE_RUNS = "sample", "the jobs themselves"
 SCORES_FILE, ITEMS_FILE, ANSWERS_FILE = "scores.json", "items.jsonl", "answers.jsonl"
-MOST_PAIRS, MOST_QUESTIONS, MOST_MODELS, MOST_CHARACTERS = 300, 60, 12, 3000
+MOST_PAIRS, MOST_QUESTIONS, MOST_MODELS, MOST_MERGES, MOST_CHARACTERS = 300, 60, 12, 5, 3000
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,36 @@ def read_evaluation(job: str, folder: Path, command: str) -> Evaluation | None:
     return Evaluation(
         job, command, tuple(shown), tuple(questions[:MOST_QUESTIONS]), len(tests), len(questions), tuple(models)
     )
+
+
+def sampled_answers(rows: Sequence[ComparisonRow]) -> Evaluation | None:
+    """The answers that jobs wrote out with their scores; None where there are none. Leading merges come first."""
+    order = {kind: place for place, kind in enumerate(("pivot", "merged", "target", "sft", "source"))}
+    leading = sorted(rows, key=lambda row: (order[row.kind], -(row.scores.get(AVERAGE) or 0.0)))
+    asked: dict[tuple[int | None, str, str, str], list[Mapping[str, Any]]] = {}
+    merges: Counter[tuple[int | None, str, str, str]] = Counter()
+    for row in leading:
+        for sample in row.samples:
+            question = (row.seed, sample["category"], sample["question"], sample["reference"])
+            merges[question] += row.kind == "merged"
+            if row.kind != "merged" or merges[question] <= MOST_MERGES:
+                answer = _answer(f"{row.strategy or row.model} ({row.kind})", sample["answer"])
+                asked.setdefault(question, []).append(answer)
+    questions = [_sampled(number, *key, answers) for number, (key, answers) in enumerate(asked.items(), start=1)]
+    models = dict.fromkeys(answer["model"] for answers in asked.values() for answer in answers)
+    shown = tuple(questions[:MOST_QUESTIONS])
+    return Evaluation(THESE_RUNS, "", (), shown, 0, len(questions), tuple(models)) if questions else None
+
+
+def _sampled(
+    number: int, seed: int | None, category: str, question: str, right: str, answers: Sequence[Mapping[str, Any]]
+) -> Question:
+    side_by_side = (_answer("the right answer", right), *answers[:MOST_MODELS])
+    return Question(str(number), SAMPLES, category, seed or 0, (_cut(question),), side_by_side)
+
+
+def _answer(model: str, text: str) -> Mapping[str, Any]:
+    return {"model": model, "score": None, "turns": [_cut(text)]}
 
 
 def _factor(group: Mapping[str, Any]) -> float:

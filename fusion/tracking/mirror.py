@@ -91,9 +91,22 @@ def tables(result: Mapping[str, Any]) -> dict[str, Table]:
         skills = list(dict.fromkeys(skill for row in rows for skill in row["scores"]))
         cells = [[row["model"], row["kind"], *map(row["scores"].get, skills), row["nll_per_byte"]] for row in rows]
         found["scores"] = Table(["model", "kind", *skills, "nll_per_byte"], cells)
+        if any(row.get("samples") for row in rows):
+            found["answers"] = _answers(rows)
     if merge := result.get("merge"):
         found |= _merge_tables(merge, result["targets"])
     return found
+
+
+def _answers(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Answers that were written out, side by side: a line for each question, a column for each model."""
+    models = [f"{row['model']} ({row['kind']})" for row in rows]
+    lines: dict[tuple[str, str, str], list[object]] = {}
+    for place, row in enumerate(rows):
+        for sample in row.get("samples", ()):
+            question = (sample["category"], sample["question"], sample["reference"])
+            lines.setdefault(question, [None] * len(models))[place] = sample["answer"]
+    return Table(["category", "question", "right answer", *models], [[*key, *cells] for key, cells in lines.items()])
 
 
 def _merge_tables(merge: Mapping[str, Any], targets: Sequence[str]) -> dict[str, Table]:
@@ -154,4 +167,5 @@ def _artifact(piece: Piece, **metadata: object) -> Any:
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+    return " ".join(text.split()).replace("|", "\\|")

@@ -42,6 +42,7 @@ class ComparisonRow:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     strong_skills: Sequence[str] = ()  # sources and targets: what their source is strong in
     alignment: Mapping[str, Any] = field(default_factory=dict)  # targets: stage 1's report of alignment and fusion
+    samples: Sequence[Mapping[str, str]] = ()  # answers that were written out: category, question, reference, answer
 
     def to_json(self) -> dict[str, Any]:
         """Every field as plain JSON; numbers that are not finite become null."""
@@ -54,7 +55,8 @@ class ComparisonRow:
         raise_problems([f"{where}: {problem}; score this job again" for problem in _problems(row)])
         known = {item.name for item in fields(cls)}
         row = {key: content for key, content in row.items() if key in known}
-        return cls(**{**row, "strong_skills": tuple(row.get("strong_skills", ()))})
+        lists = {name: tuple(row.get(name, ())) for name in ("strong_skills", "samples")}
+        return cls(**{**row, **lists})
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -125,6 +127,10 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "command": (_is_text, "text"),
     "parameters": (_is_object, "an object"),
     "alignment": (_is_object, "an object"),
+    "samples": (
+        lambda value: isinstance(value, list) and all(map(_each(_is_text), value)),
+        "a list of objects of texts",
+    ),
     "strong_skills": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of skills"),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fusion.tracking.ancestry import Ancestry, ancestry
 from fusion.tracking.curves import Curve, read_curve
-from fusion.tracking.evaluations import Evaluation, read_evaluation
+from fusion.tracking.evaluations import Evaluation, read_evaluation, sampled_answers
 from fusion.tracking.merge_page import MergeView
 from fusion.tracking.record import LINEAGE, RESULT, read_result
 from fusion.tracking.rows import ComparisonRow, result_files
@@ -58,7 +58,9 @@ def read_traces(folders: Sequence[Path], rows: Sequence[ComparisonRow]) -> Trace
             coefficients[row.path] = found
         elif row.kind != "merged" and (curve := read_curve(folder)):
             curves[row.path] = curve
-    return Traces(curves, coefficients, ancestries, _evaluations(results))
+    sampled = sampled_answers(rows)
+    evaluations = [*_evaluations(results), *([sampled] if sampled else [])]
+    return Traces(curves, coefficients, ancestries, evaluations)
 
 
 def _own_paths(result: Mapping[str, Any]) -> list[str]:

@@ -63,6 +63,8 @@ def test_comparison_lists_every_model_with_scores(merges):
     assert all(method in page for method in METHODS)
     assert 'src="http' not in page
     assert 'href="http' not in page
+    assert all(len(row["samples"]) == len(row["scores"]) - 1 for row in rows)
+    assert all(json.dumps(sample["answer"])[1:-1] in page for row in rows for sample in row["samples"])
     assert "| model |" in (merges / "comparison.md").read_text()
 
 

@@ -7,6 +7,7 @@ import torch
 from fusion.dialogues.dialogue import chat
 from fusion.dialogues.encode import Encoded
 from fusion.dialogues.reader import make_readers
+from fusion.evaluation.samples import choose_samples
 from fusion.evaluation.score import last_turn, score_folder, score_model
 from fusion.teaching.causal_lm import load_causal_lm
 
@@ -60,3 +61,29 @@ def test_scores_are_kept(tiny_pivot, tmp_path, monkeypatch):
     first = score_folder(reader, DIALOGUES, DIALOGUES, 64, tmp_path)
     monkeypatch.setattr("fusion.evaluation.score.load_causal_lm", lambda model: pytest.fail("scored again"))
     assert score_folder(reader, DIALOGUES, DIALOGUES, 64, tmp_path) == first
+
+
+def test_samples_are_greedy_answers_one_for_each_category(tiny_pivot):
+    (reader,) = make_readers([tiny_pivot], "native")
+    model = load_causal_lm(tiny_pivot)
+    samples = choose_samples(DIALOGUES + DIALOGUES, [], per_category=1, max_new_tokens=5)
+    assert samples.dialogues == tuple(DIALOGUES)
+    found = score_model(model, reader.encoder, reader.vocab_size, DIALOGUES, [], 64, samples).samples
+    assert [one["category"] for one in found] == ["one", "two", ""]
+    assert [one["reference"] for one in found] == ["f g", "i", "l"]
+    assert [one["question"] for one in found] == ["Asked: a b\nAnswered: c d\nAsked: e", "h", "j k"]
+    for dialogue, one in zip(DIALOGUES, found, strict=True):
+        prompt = torch.from_numpy(reader.encoder.encode_prompt(dialogue.messages[:-1])).long()
+        new: list[int] = []
+        for _ in range(5):
+            ids = torch.cat([prompt, torch.tensor(new, dtype=torch.long)])[None]
+            with torch.no_grad():
+                new.append(int(model(input_ids=ids).logits[0, -1, : reader.vocab_size].argmax()))
+            if new[-1] == reader.end_of_turn_id:
+                break
+        assert one["answer"] == reader.tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+def test_without_test_dialogues_samples_are_held_out_ones(tiny_pivot):
+    assert choose_samples([], DIALOGUES, 1, 5).dialogues == tuple(DIALOGUES)
+    assert choose_samples(DIALOGUES, DIALOGUES, 0, 5).dialogues == ()

@@ -37,6 +37,16 @@ def test_tables_hold_every_model_and_every_tensor():
     assert tables({"comparison": []}) == {}
 
 
+def test_answers_stand_side_by_side():
+    asked = {"category": "add", "question": "1 | 1?\nSay", "reference": "2"}
+    rows = [{**ROWS[0], "samples": [{**asked, "answer": "3"}]}, {**ROWS[1], "samples": []}]
+    answers = tables({"comparison": rows})["answers"]
+    columns = ["category", "question", "right answer", "pivot (pivot)", "sce (merged)"]
+    assert answers == Table(columns, [["add", "1 | 1?\nSay", "2", "3", None]])
+    assert answers.to_markdown().splitlines()[2] == "| add | 1 \\| 1? Say | 2 | 3 | - |"
+    assert "answers" not in tables(RESULT)
+
+
 def test_the_summary_is_of_the_last_model():
     found = dict(summary(RESULT))
     assert (found["score/add"], found["scale"], found["coefficient/b"]) == (0.75, 2.0, 0.75)

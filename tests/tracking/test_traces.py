@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from recorded_sweep import METHODS, TARGETS, record_sweep
@@ -10,6 +11,7 @@ from sample_rows import row
 from fusion.tracking.ancestry import Piece
 from fusion.tracking.curves import Curve
 from fusion.tracking.drawn import drawings, script_json
+from fusion.tracking.evaluations import MOST_MERGES, sampled_answers
 from fusion.tracking.grouping import summarise
 from fusion.tracking.hyperparameters import varying_settings
 from fusion.tracking.rows import read_runs
@@ -122,3 +124,18 @@ def test_the_numbers_cannot_end_their_script():
     text = script_json(drawings(comparison, varying_settings(comparison), NO_TRACES))
     assert "<" not in text
     assert "</script><!--" in [model["label"] for model in json.loads(text)["models"]]
+
+
+def test_answers_of_jobs_stand_side_by_side():
+    """Question by question: the right answer, the pivot, the leading merges, then the others."""
+    asked = {"category": "add", "question": "1 + 1?", "reference": "2"}
+    rows = [row("tiny_a", "target", 0.5), row("pivot", "pivot", 0.4)]
+    rows += [row(f"m{number}", "merged", 0.5 + number / 100) for number in range(MOST_MERGES + 2)]
+    rows = [replace(one, samples=({**asked, "answer": one.model},)) for one in rows]
+    found = sampled_answers([*rows, row("sft", "sft", 0.5)])
+    (question,) = found.questions
+    assert (question.category, question.turns, found.tests) == ("add", ("1 + 1?",), ())
+    leading = [f"m{MOST_MERGES + 1 - place}" for place in range(MOST_MERGES)]
+    answers = [answer["turns"] for answer in question.answers]
+    assert answers == [["2"], ["pivot"], *[[one] for one in leading], ["tiny_a"]]
+    assert sampled_answers([row("pivot", "pivot", 0.4)]) is None
