@@ -26,9 +26,11 @@ class Evidence:
     """Names its content: merges with other evidence do not go on with each other's tensors."""
     summary: Mapping[str, object] = field(default_factory=dict)
     """For the report."""
+    beside: "Evidence | None" = None
+    """What else was measured, where a method weighs by evidence of two kinds."""
 
     def of(self, tensor: str) -> "TensorEvidence":
-        return TensorEvidence(tensor, self.states)
+        return TensorEvidence(tensor, self.states, self.beside.of(tensor) if self.beside else None)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class TensorEvidence:
 
     tensor: str
     states: Sequence[Mapping[str, Tensor]]
+    beside: "TensorEvidence | None" = None
 
     def __bool__(self) -> bool:
         """Whether there is something of every target."""
@@ -54,7 +57,9 @@ class TensorEvidence:
     def block(self, block: Block) -> Tensor:
         """float32 [J, N] beside the deltas of a block; for evidence of the tensor's own shape."""
         stop = block.start + block.num_elements
-        return torch.stack([_span(state, self.tensor, block.start, stop) for state in self.states]).to(block.deltas_JN)
+        return torch.stack([read_span(state, self.tensor, block.start, stop) for state in self.states]).to(
+            block.deltas_JN
+        )
 
     def whole(self, shape: Sequence[int]) -> list[Tensor]:
         """All of it, a tensor of this shape for each target.
@@ -70,7 +75,7 @@ def _shape(state: Mapping[str, Tensor], tensor: str) -> tuple[int, ...]:
     return state.homes[tensor].specs[tensor].shape if isinstance(state, Checkpoint) else tuple(state[tensor].shape)
 
 
-def _span(state: Mapping[str, Tensor], tensor: str, start: int, stop: int) -> Tensor:
+def read_span(state: Mapping[str, Tensor], tensor: str, start: int, stop: int) -> Tensor:
     """float32 elements from `start` to before `stop`."""
     if not isinstance(state, Checkpoint):
         return state[tensor].reshape(-1)[start:stop].to(torch.float32)

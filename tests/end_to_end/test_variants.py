@@ -145,7 +145,12 @@ def test_csv_has_the_loss_parts(workplace, targets):
     assert {"train/loss", "train/ce", "train/fusion", "train/lr", "score/average"} <= set(header)
 
 
-MEASURES = {"fisher": "squared_gradients", "regmean": "input_products", "learned": "learned_coefficients"}
+MEASURES = {
+    "fisher": "squared_gradients",
+    "regmean": "input_products",
+    "learned": "learned_coefficients",
+    "fisher_learned": "fisher_coefficients",
+}
 
 
 def test_methods_that_measure_on_dialogues(workplace, targets):
@@ -158,7 +163,8 @@ def test_methods_that_measure_on_dialogues(workplace, targets):
         assert found["status"] == "finished"
         assert found["merge"]["evidence"]["kind"] == kind
         assert len(found["scale_search"]) >= 5
-    losses = result(sweep / "merge.scale=2,merge=learned")["merge"]["evidence"]["nats_per_byte"]
-    assert losses[-1] < losses[0]
-    kept = [len(list((workplace.cache / kind).glob("[!.]*"))) for kind in MEASURES.values()]
-    assert kept == [3, 3, 1]
+    for method in ("learned", "fisher_learned"):
+        losses = result(sweep / f"merge.scale=2,merge={method}")["merge"]["evidence"]["nats_per_byte"]
+        assert losses[-1] < losses[0]
+    stages = ("squared_gradients", "input_products", "learned_coefficients")
+    assert [len(list((workplace.cache / stage).glob("[!.]*"))) for stage in stages] == [3, 3, 2]

@@ -5,6 +5,7 @@ import random
 import resource
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,12 @@ KILLS = 50
 NUM_LAYERS = 12
 ENGINE = EngineConfig(threads=2, probe_disk=False)
 SHARDS = EngineConfig(threads=2, probe_disk=False, shard_size="4KiB")
-KINDS = {"fisher": "squared_gradients", "regmean": "input_products", "learned": "learned_coefficients"}
+KINDS = {
+    "fisher": "squared_gradients",
+    "regmean": "input_products",
+    "learned": "learned_coefficients",
+    "fisher_learned": "fisher_coefficients",
+}
 METHODS = [*DATA_FREE, *KINDS]
 SHAPES = {
     "model.embed_tokens.weight": (40, 24),
@@ -64,11 +70,17 @@ def evidence(method, num_targets):
         return None
     matrices = {name: state(7)[name].float() for name, shape in SHAPES.items() if len(shape) == 2}
     measured = {
-        "fisher": lambda j: {name: (one + j).square() for name, one in matrices.items()},
-        "regmean": lambda j: {name: (one + j).T @ (one + j) for name, one in matrices.items()},
-        "learned": lambda j: {name: torch.tensor(0.1 * j + 0.2) for name in SHAPES},
-    }[method]
-    return Evidence(KINDS[method], tuple(measured(j) for j in range(num_targets)), "made by hand")
+        "squared_gradients": lambda j: {name: (one + j).square() for name, one in matrices.items()},
+        "input_products": lambda j: {name: (one + j).T @ (one + j) for name, one in matrices.items()},
+        "learned_coefficients": lambda j: {name: torch.tensor(0.1 * j + 0.2) for name in SHAPES},
+    }
+
+    def of(kind):
+        return Evidence(kind, tuple(measured[kind](j) for j in range(num_targets)), "made by hand")
+
+    if method == "fisher_learned":
+        return replace(of("squared_gradients"), kind=KINDS[method], beside=of("learned_coefficients"))
+    return of(KINDS[method])
 
 
 def merge(method: str, models: list[Path], out: Path, engine: EngineConfig | None = None) -> MergeReport:

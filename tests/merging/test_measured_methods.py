@@ -13,7 +13,12 @@ from fusion.config.schema import EngineConfig
 from fusion.merging import Evidence, check_parameters, merge_deltas, merge_folders, merge_state_dicts
 from fusion.merging.checkpoint import open_checkpoint
 
-KINDS = {"fisher": "squared_gradients", "regmean": "input_products", "learned": "learned_coefficients"}
+KINDS = {
+    "fisher": "squared_gradients",
+    "regmean": "input_products",
+    "learned": "learned_coefficients",
+    "fisher_learned": "fisher_coefficients",
+}
 
 
 def random_state(seed, shapes, size=1.0):
@@ -21,8 +26,13 @@ def random_state(seed, shapes, size=1.0):
     return {name: size * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def evidence(method, states, name="made by hand"):
-    return Evidence(KINDS[method], tuple(states), name, {"dialogues": [1] * len(states)})
+def evidence(method, states, name="made by hand", coefficients=None):
+    """Of `fisher_learned` with coefficients beside the states: those given, or 1."""
+    beside = None
+    if method == "fisher_learned":
+        ones = [{one: torch.tensor(1.0) for one in set().union(*states)}] * len(states)
+        beside = Evidence("learned_coefficients", tuple(coefficients or ones), name)
+    return Evidence(KINDS[method], tuple(states), name, {"dialogues": [1] * len(states)}, beside)
 
 
 def merged_delta(method, deltas_JRC, states, **parameters):
@@ -160,11 +170,41 @@ def test_learned_coefficients_are_the_weights_of_a_sum():
     assert found.report.evidence == {"dialogues": [1, 1]}
 
 
+class TestFisherLearned:
+    def test_against_the_formula(self):
+        base, targets = make_family(3)
+        states = [{name: one.square() for name, one in random_state(j, shapes_of(base)).items()} for j in range(3)]
+        rows = [{name: torch.tensor(j + 0.1 * place) for place, name in enumerate(base)} for j in range(3)]
+        found = merge_deltas("fisher_learned", base, targets, evidence=evidence("fisher_learned", states, "", rows))
+        num_elements = sum(one.numel() for one in base.values())
+        means = [sum(float(one.double().sum()) for one in state.values()) / num_elements for state in states]
+        for name, origin in base.items():
+            fishers = [state[name].double().numpy() / mean for state, mean in zip(states, means, strict=True)]
+            deltas = [(target[name] - origin).double().numpy() for target in targets]
+            weights = [float(row[name]) * fisher / sum(fishers) for row, fisher in zip(rows, fishers, strict=True)]
+            close(found.deltas[name].numpy(), sum(w * d for w, d in zip(weights, deltas, strict=True)))
+            assert found.report.coefficients[name] == pytest.approx([float(w.mean()) for w in weights], rel=1e-5)
+
+    def test_coefficients_of_one_are_fisher_merging(self):
+        base, targets = make_family(2)
+        states = of_family("fisher", base)
+        one = merge_deltas("fisher", base, targets, evidence=evidence("fisher", states)).deltas
+        other = merge_deltas("fisher_learned", base, targets, evidence=evidence("fisher_learned", states)).deltas
+        assert all(torch.equal(one[name], other[name]) for name in base)
+
+    def test_tensors_without_squared_gradients_have_their_coefficients_still(self):
+        rows = [{"w": torch.tensor(3.0)}, {"w": torch.tensor(1.0)}]
+        base, targets = {"w": torch.zeros(1, 3)}, [{"w": one} for one in TestFisher.DELTAS]
+        found = merge_deltas("fisher_learned", base, targets, evidence=evidence("fisher_learned", [{}, {}], "", rows))
+        close(found.deltas["w"].double().numpy(), [[3.0, 3.0, 10.0]])
+        assert list(found.report.events) == ["no squared gradients of this tensor: the average by weight"]
+
+
 def of_family(method, base):
     """Evidence of two targets of `make_family`."""
     states = []
     for j in range(2):
-        if method == "fisher":
+        if method.startswith("fisher"):
             states.append({name: one.square() for name, one in random_state(j, shapes_of(base)).items()})
         elif method == "regmean":
             linear = [name for name, tensor in base.items() if tensor.ndim == 2 and "embed" not in name]

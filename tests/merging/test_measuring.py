@@ -10,11 +10,12 @@ from tiny_models import make_llama, make_qwen, make_tokenizer, save
 
 from fusion.config import UserError
 from fusion.dialogues.dialogue import chat
-from fusion.merging import Study, measure, merge_folders
+from fusion.merging import Study, deltas, measure, merge_folders
 from fusion.merging.checkpoint import open_checkpoint
 from fusion.merging.measuring import coefficients, fisher, grams
 from fusion.merging.measuring.coefficients import learned_coefficients
 from fusion.merging.measuring.fisher import squared_gradients
+from fusion.merging.measuring.fisher_coefficients import fisher_coefficients
 from fusion.merging.measuring.grams import input_products
 from fusion.teaching.causal_lm import load_causal_lm
 
@@ -128,30 +129,45 @@ class TestInputProducts:
         assert not any("embed" in name or "head" in name for name in state)
 
 
-class TestLearnedCoefficients:
-    def reference(self, study, batches, start, rate):
-        """Adam on the coefficients through `functional_call`, float64."""
-        model = exact_model(study, study.base)
-        base = {name: one.double() for name, one in open_checkpoint(study.base).items()}
-        deltas = [{name: one.double() - base[name] for name, one in open_checkpoint(t).items()} for t in study.targets]
-        weights = {name: torch.full((2,), start, dtype=torch.float64, requires_grad=True) for name in base}
-        adam = torch.optim.Adam(weights.values(), lr=rate)
-        losses = []
-        for batch in batches:
-            merged = {
-                name: base[name] + sum(w * d[name] for w, d in zip(weights[name], deltas, strict=True))
-                for name in base
-            }
-            loss = sum(exact_nll(model, one, merged) for one in batch) / sum(one.num_bytes for one in batch)
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            losses.append(float(loss.detach()))
-        return {name: one.tolist() for name, one in weights.items()}, losses
+def learned_by_autograd(study, batches, start, rate, shares=None):
+    """Adam on the coefficients through `functional_call`, float64; `shares`: a factor of every delta."""
+    model = exact_model(study, study.base)
+    base = {name: one.double() for name, one in open_checkpoint(study.base).items()}
+    parts = [{name: one.double() - base[name] for name, one in open_checkpoint(t).items()} for t in study.targets]
+    for part, share in zip(parts, shares or [], strict=bool(shares)):
+        part |= {name: share[name] * one for name, one in part.items()}
+    weights = {name: torch.full((2,), start, dtype=torch.float64, requires_grad=True) for name in base}
+    adam = torch.optim.Adam(weights.values(), lr=rate)
+    losses = []
+    for batch in batches:
+        merged = {
+            name: base[name] + sum(w * p[name] for w, p in zip(weights[name], parts, strict=True)) for name in base
+        }
+        loss = sum(exact_nll(model, one, merged) for one in batch) / sum(one.num_bytes for one in batch)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(float(loss.detach()))
+    return {name: one.tolist() for name, one in weights.items()}, losses
 
+
+def exact_shares(gradients):
+    """F_j / sum_i F_i of every position, each F divided by its mean over the model."""
+    states = [{name: state[name].double() for name in state} for state in gradients.states]
+    means = [torch.cat([one.flatten() for one in state.values()]).mean() for state in states]
+    scaled = [{name: one / mean for name, one in state.items()} for state, mean in zip(states, means, strict=True)]
+    totals = {name: sum(state[name] for state in scaled) for name in scaled[0]}
+    even = 1 / len(states)
+    return [
+        {name: torch.where(totals[name] > 0, one / totals[name], even) for name, one in state.items()}
+        for state in scaled
+    ]
+
+
+class TestLearnedCoefficients:
     def test_equal_autograd_through_the_merge(self, study):
         found = learned_coefficients(study, steps=6, rate=0.05, start=0.4)
-        expected, losses = self.reference(study, [study.encoded(study.all_dialogues)] * 6, 0.4, 0.05)
+        expected, losses = learned_by_autograd(study, [study.encoded(study.all_dialogues)] * 6, 0.4, 0.05)
         assert set(found.states[0]) == set(expected)
         for name, row in expected.items():
             assert [float(state[name]) for state in found.states] == pytest.approx(row, abs=1e-4)
@@ -166,7 +182,7 @@ class TestLearnedCoefficients:
         assert places[0] == places[1] != places[2]
         assert sorted(places[0]) == sorted([*range(5), *range(5)])
         found = learned_coefficients(replace(study, seed=1), steps=5, batch=2)
-        expected, _ = self.reference(study, drawn[0], 0.3, 0.02)
+        expected, _ = learned_by_autograd(study, drawn[0], 0.3, 0.02)
         for name, row in expected.items():
             assert [float(state[name]) for state in found.states] == pytest.approx(row, abs=1e-4)
 
@@ -188,10 +204,42 @@ class TestLearnedCoefficients:
         assert len(report.evidence["nats_per_byte"]) == report.parameters["steps"] == 3
 
 
-FEW = {"learned": {"steps": 2}}
+class TestFisherCoefficients:
+    def test_equal_autograd_through_the_merge(self, study, monkeypatch):
+        monkeypatch.setattr(deltas, "BLOCK_ELEMENTS", 64)
+        found = fisher_coefficients(study, steps=6, rate=0.05, start=0.8)
+        shares = exact_shares(squared_gradients(study))
+        batches = [study.encoded(study.all_dialogues)] * 6
+        expected, losses = learned_by_autograd(study, batches, 0.8, 0.05, shares)
+        for name, row in expected.items():
+            assert [float(state[name]) for state in found.beside.states] == pytest.approx(row, abs=1e-4)
+        assert found.summary["nats_per_byte"] == pytest.approx(losses, rel=1e-5)
+        assert losses[-1] < losses[0]
+
+    def test_squared_gradients_are_those_of_fisher(self, study):
+        found, alone = fisher_coefficients(study, steps=1), squared_gradients(study)
+        for state, other in zip(found.states, alone.states, strict=True):
+            assert all(torch.equal(state[name], other[name]) for name in other)
+
+    def test_other_squared_gradients_teach_other_coefficients(self, study):
+        own, whole = (fisher_coefficients(study, steps=2, dialogues=whose) for whose in ("own", "all"))
+        assert own.name != whole.name
+        assert own.summary["nats_per_byte"] != whole.summary["nats_per_byte"]
+
+    def test_the_model_that_was_learned_is_the_one_that_is_merged(self, study, tmp_path):
+        """The loss of the next step, which the coefficients were not yet changed for, is that of the merged model."""
+        found = measure("fisher_learned", study, steps=2)
+        merge_folders("fisher_learned", study.base, study.targets, tmp_path / "out", evidence=found)
+        model, encoded = exact_model(study, tmp_path / "out"), study.encoded(study.all_dialogues)
+        loss = sum(float(exact_nll(model, one).detach()) for one in encoded) / sum(one.num_bytes for one in encoded)
+        assert measure("fisher_learned", study, steps=3).summary["nats_per_byte"][2] == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.mark.parametrize(("method", "module"), [("fisher", fisher), ("regmean", grams), ("learned", coefficients)])
+FEW = {"learned": {"steps": 2}, "fisher_learned": {"steps": 2}}
+MODULES = {"fisher": fisher, "regmean": grams, "learned": coefficients, "fisher_learned": coefficients}
+
+
+@pytest.mark.parametrize(("method", "module"), MODULES.items())
 class TestAllOfThem:
     def test_are_kept_and_the_same_again(self, method, module, study, monkeypatch):
         first = measure(method, study, **FEW.get(method, {}))
@@ -212,7 +260,7 @@ class TestAllOfThem:
     def test_a_measuring_that_was_killed_leaves_nothing_to_read(self, method, module, study, monkeypatch):
         settings = FEW.get(method, {})
         expected = measure(method, replace(study, cache=study.cache / "whole"), **settings)
-        place = "write_json" if method == "learned" else "save_file"
+        place = "write_json" if method in FEW else "save_file"
         with monkeypatch.context() as patched:
             patched.setattr(module, place, die)
             with pytest.raises(KeyboardInterrupt):

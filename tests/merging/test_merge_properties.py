@@ -31,7 +31,7 @@ NOT_THE_ONE = {
     **dict.fromkeys(["breadcrumbs", "breadcrumbs_ties", "arcee_fusion", "nearswap"], DROPS),
     **dict.fromkeys(["slerp", "nuslerp"], PAIRS),
     "task_arithmetic": "does not divide its weights of 0.3 by their sum",
-    "learned": "has whatever coefficients were learned",
+    **dict.fromkeys(["learned", "fisher_learned"], "has whatever coefficients were learned"),
     "iso_c": NOT_ITSELF,
     "ram": "does not see deltas below epsilon",
 }
@@ -77,19 +77,22 @@ def measured(name: str, shapes: Mapping[str, tuple[int, ...]], places: list[int]
     measure = load_method(name).evidence
     if measure is None:
         return None
-    states = []
-    for place in places:
-        generator = torch.Generator().manual_seed(place)
-        sizes = {
-            "squared_gradients": dict(shapes),
-            "learned_coefficients": dict.fromkeys(shapes, ()),
-            "input_products": {one: (shape[1], shape[1]) for one, shape in shapes.items() if "mlp.weight" in one},
-        }[measure.__name__]
-        state = {one: torch.rand(size, generator=generator) for one, size in sizes.items()}
-        if name == "regmean":
-            state = {one: gram @ gram.T for one, gram in state.items()}
-        states.append(state)
-    return Evidence(measure.__name__, tuple(states), "made by hand")
+    coefficients = dict.fromkeys(shapes, ())
+    if measure.__name__ == "learned_coefficients":
+        return Evidence(measure.__name__, drawn_evidence(coefficients, places), "made by hand")
+    if measure.__name__ == "input_products":
+        inputs = {one: (shape[1], shape[1]) for one, shape in shapes.items() if "mlp.weight" in one}
+        grams = tuple({one: x @ x.T for one, x in state.items()} for state in drawn_evidence(inputs, places))
+        return Evidence(measure.__name__, grams, "made by hand")
+    learned = Evidence("learned_coefficients", drawn_evidence(coefficients, places), "made by hand")
+    beside = learned if measure.__name__ == "fisher_coefficients" else None
+    return Evidence(measure.__name__, drawn_evidence(shapes, places), "made by hand", beside=beside)
+
+
+def drawn_evidence(shapes: Mapping[str, tuple[int, ...]], places: list[int]) -> tuple[State, ...]:
+    """Numbers from 0 to 1 for every target, the same whichever place it stands at now."""
+    generators = [torch.Generator().manual_seed(place) for place in places]
+    return tuple({one: torch.rand(shape, generator=seed) for one, shape in shapes.items()} for seed in generators)
 
 
 def merged(name: str, targets: list[State], places: list[int] | None = None) -> State:
