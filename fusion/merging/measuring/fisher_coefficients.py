@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fusion.cache import fingerprint
 from fusion.merging.deltas import Block
 from fusion.merging.evidence import Evidence
 from fusion.merging.fisher_shares import fisher_shares, inverse_means
@@ -32,9 +31,8 @@ def fisher_coefficients(
     gradients = squared_gradients(study, dialogues=dialogues)
     parts = _Parts.of(gradients)
     learned = kept_coefficients(study, Learning(start, steps, rate, batch), parts, gradients.name)
-    name = fingerprint({"evidence": [gradients.name, learned.name]})
     summary = {**learned.summary, "kind": fisher_coefficients.__name__}
-    return Evidence(fisher_coefficients.__name__, gradients.states, name, summary, learned)
+    return Evidence(fisher_coefficients.__name__, gradients.states, learned.name, summary, learned)
 
 
 @dataclass(frozen=True)

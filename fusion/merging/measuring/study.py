@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     from fusion.dialogues.reader import Reader
 
 Whose = Literal["own", "all"]
-CODE = ("fusion.merging.measuring", "fusion.teaching", "fusion.dialogues", "fusion.objective")
+CODE = (
+    "fusion.merging.measuring",
+    "fusion.merging.fisher_shares",
+    "fusion.teaching",
+    "fusion.dialogues",
+    "fusion.objective",
+)
 
 
 @dataclass(frozen=True)
