@@ -162,7 +162,7 @@ def _of(tasks: "Sequence[Task]", error: UserError) -> list[str]:
 
 def prepare(task: Task) -> None:
     from fusion.merging import load_method
-    from fusion.merging.vocabulary import vocabulary_problems
+    from fusion.merging.vocabularies.vocabulary import vocabulary_problems
 
     task.method, task.scale, task.parameters = checked_request(task.config.merge, len(task.inputs.targets))
     is_measured = load_method(task.method).evidence is not None
@@ -250,7 +250,7 @@ def search_for_scale(task: Task, merged: "MergedDeltas") -> None:
 
 def finish(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | None" = None) -> None:
     """Score the merged model, which is `weights` or lies in the job's folder, and record all about it."""
-    from fusion.merging.card import write_card
+    from fusion.merging.checkpoints.card import write_card
     from fusion.tracking.loggers import job_loggers, log_scores
     from fusion.tracking.merge_page import write_merge_page
     from fusion.tracking.mirror import mirror_result

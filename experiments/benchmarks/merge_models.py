@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fusion.merging.tensor_file import LENGTH_BYTES
+from fusion.merging.checkpoints.tensor_file import LENGTH_BYTES
 
 PIECE, DISTINCT = 1 << 22, 8
 """Elements that are made at once, and how many different pieces there are: they repeat, since drawing takes long."""

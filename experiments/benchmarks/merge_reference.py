@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fusion.merging.checkpoint import Checkpoint, open_checkpoint
-from fusion.merging.random_mask import random_words
+from fusion.merging.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from fusion.merging.numerics.random_mask import random_words
 
 Merge = Callable[[np.ndarray, str, dict[str, Any]], np.ndarray]
 LEAST = 1e-6

@@ -10,10 +10,10 @@ from torch import Tensor
 from fusion.config.schema import EngineConfig
 from fusion.merging.evidence import Evidence
 from fusion.merging.merger import Merge, merge_together
+from fusion.merging.numerics.rounding import scaled_sum
 from fusion.merging.plan import MergePlan, MergeRequest, State
 from fusion.merging.report import MergeReport
 from fusion.merging.resources import checked_resources
-from fusion.merging.rounding import scaled_sum
 from fusion.merging.statistics import TensorRecord
 
 

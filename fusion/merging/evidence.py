@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fusion.config import UserError
-from fusion.merging.checkpoint import Checkpoint
+from fusion.merging.checkpoints.checkpoint import Checkpoint
 from fusion.merging.deltas import Block
 
 

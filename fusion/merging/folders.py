@@ -9,23 +9,23 @@ from fusion.cache import fingerprint, source_version
 from fusion.config import UserError, raise_problems
 from fusion.config.rules import shard_problems
 from fusion.config.schema import EngineConfig
-from fusion.merging.card import CARD_FILE, Provenance, write_card
-from fusion.merging.companions import copy_companions, model_files
-from fusion.merging.digests import Digests, Stamp
+from fusion.merging.checkpoints.card import CARD_FILE, Provenance, write_card
+from fusion.merging.checkpoints.companions import copy_companions, model_files
+from fusion.merging.checkpoints.digests import Digests, Stamp
+from fusion.merging.checkpoints.layout import Layout, layout_of
+from fusion.merging.checkpoints.manifest import MANIFEST_FILE, HashedFolder, write_manifest
+from fusion.merging.checkpoints.output import Output
+from fusion.merging.checkpoints.working import measured_copy_speed, space_problems, unfinished
 from fusion.merging.evidence import Evidence
 from fusion.merging.inputs import Inputs
-from fusion.merging.layout import Layout, layout_of
-from fusion.merging.manifest import MANIFEST_FILE, HashedFolder, write_manifest
 from fusion.merging.merger import Merge, merge_together
 from fusion.merging.method import method_names
 from fusion.merging.operands import NotFiniteError
-from fusion.merging.output import Output
 from fusion.merging.plan import MergePlan, MergeRequest, state_problems
 from fusion.merging.report import MergeReport
 from fusion.merging.resources import Resources, checked_resources
 from fusion.merging.statistics import TensorRecord
-from fusion.merging.vocabulary import ERROR, vocabulary_problems
-from fusion.merging.working import measured_copy_speed, space_problems, unfinished
+from fusion.merging.vocabularies.vocabulary import ERROR, vocabulary_problems
 
 
 def merge_folders(

@@ -5,14 +5,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fusion.config import UserError, raise_problems
-from fusion.merging.checkpoint import CONFIG_FILE, Checkpoint, is_adapter, links_outside, open_checkpoint, read_json
-from fusion.merging.companions import Changes, model_files
-from fusion.merging.fit_vocabularies import Fitted, fit_vocabularies
+from fusion.merging.checkpoints.checkpoint import (
+    CONFIG_FILE,
+    Checkpoint,
+    is_adapter,
+    links_outside,
+    open_checkpoint,
+    read_json,
+)
+from fusion.merging.checkpoints.companions import Changes, model_files
+from fusion.merging.checkpoints.tied_heads import TIED, blocks, without_copies
 from fusion.merging.operands import not_finite
 from fusion.merging.plan import SHOWN, input_labels, input_roles
 from fusion.merging.targets import open_target
-from fusion.merging.tied_heads import TIED, blocks, without_copies
-from fusion.merging.vocabulary import ERROR, VOCABULARIES
+from fusion.merging.vocabularies.fit_vocabularies import Fitted, fit_vocabularies
+from fusion.merging.vocabularies.vocabulary import ERROR, VOCABULARIES
 
 
 @dataclass(frozen=True)

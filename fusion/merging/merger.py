@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from fusion.config import UserError
-from fusion.merging.arithmetic import is_finite
 from fusion.merging.deltas import Block, Counts, ModelDeltas, PerTensor, Run, TensorDeltas
 from fusion.merging.method import MergedDelta, check_result
+from fusion.merging.numerics.arithmetic import is_finite
+from fusion.merging.numerics.rounding import scaled_sum
+from fusion.merging.numerics.workspace import Workspace
 from fusion.merging.operands import TensorInputs, TensorOperands
 from fusion.merging.plan import MergePlan
 from fusion.merging.resources import Resources
-from fusion.merging.rounding import scaled_sum
 from fusion.merging.statistics import TensorRecord
 from fusion.merging.workers import Workers
-from fusion.merging.workspace import Workspace
 
 Result = TypeVar("Result")
 

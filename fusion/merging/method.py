@@ -25,9 +25,9 @@ from torch import Tensor
 
 from fusion.config import UserError
 from fusion.merging import methods
-from fusion.merging.arithmetic import weighted_sum
 from fusion.merging.deltas import Block, ModelDeltas
 from fusion.merging.evidence import Evidence
+from fusion.merging.numerics.arithmetic import weighted_sum
 
 Arguments = ParamSpec("Arguments")
 Parameters = Mapping[str, object]

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from fusion.config import UserError
-from fusion.merging import kernels
-from fusion.merging.arithmetic import exact_where_needed, squared_norms, wide
-from fusion.merging.checkpoint import Checkpoint
+from fusion.merging.checkpoints.checkpoint import Checkpoint
+from fusion.merging.checkpoints.tensor_file import TensorHome
 from fusion.merging.deltas import Loaded, Run, block_length
+from fusion.merging.numerics import kernels
+from fusion.merging.numerics.arithmetic import exact_where_needed, squared_norms, wide
+from fusion.merging.numerics.workspace import Workspace
 from fusion.merging.plan import MergePlan, State, input_labels
 from fusion.merging.statistics import WATCH_EVERY, BlockStatistics
-from fusion.merging.tensor_file import TensorHome
-from fusion.merging.workspace import Workspace
 
 CPU = torch.device("cpu")
 

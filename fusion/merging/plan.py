@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from fusion.config import UserError, raise_problems
-from fusion.merging.checkpoint import Checkpoint
+from fusion.merging.checkpoints.checkpoint import Checkpoint
+from fusion.merging.checkpoints.tensor_file import TensorSpec
 from fusion.merging.evidence import Evidence
 from fusion.merging.layers import LAYER, depths_of
 from fusion.merging.method import MergeMethod, load_method
 from fusion.merging.parameters import check_parameters, options_of, with_defaults
-from fusion.merging.tensor_file import TensorSpec
 from fusion.merging.varying import value_at, varying_problems, written
-from fusion.merging.vocabulary import CHOOSE
+from fusion.merging.vocabularies.vocabulary import CHOOSE
 
 State = Mapping[str, Tensor]
 Specs = Mapping[str, TensorSpec]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fusion.merging import kernels
-from fusion.merging.arithmetic import on_cpu, rows
 from fusion.merging.deltas import Counts
+from fusion.merging.numerics import kernels
+from fusion.merging.numerics.arithmetic import on_cpu, rows
 
 WATCH_EVERY = 8
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from fusion.merging.adapter import open_adapter
-from fusion.merging.checkpoint import Checkpoint, is_adapter, open_checkpoint
+from fusion.merging.checkpoints.adapter import open_adapter
+from fusion.merging.checkpoints.checkpoint import Checkpoint, is_adapter, open_checkpoint
 
 
 def open_target(folder: Path, base: Checkpoint | None) -> Checkpoint:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusion.config import EXIT_USER_ERROR, UserError
-from fusion.merging.manifest import differences, find_manifest
+from fusion.merging.checkpoints.manifest import differences, find_manifest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

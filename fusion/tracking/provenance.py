@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fusion.config.schema import ModelConfig
-from fusion.merging.card import Ancestor, Provenance
+from fusion.merging.checkpoints.card import Ancestor, Provenance
 from fusion.tracking.inputs import MergeInputs
 from fusion.tracking.rows import ComparisonRow
 

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from fusion.config import UserError
 from fusion.config.schema import MergeConfig, PathsConfig
 from fusion.merging import merge_folders
-from fusion.merging.checkpoint import open_checkpoint
+from fusion.merging.checkpoints.checkpoint import open_checkpoint
 from fusion.merging.targets import open_target
 from fusion.merging.verify import main as verify
 from fusion.tracking.inputs import find_inputs

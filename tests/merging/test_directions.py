@@ -7,7 +7,7 @@ import torch
 from merge_inputs import merge_tensor
 
 from fusion.merging import load_method
-from fusion.merging.directions import WHOLE_TENSOR
+from fusion.merging.numerics.directions import WHOLE_TENSOR
 
 RIGHT_ANGLE = torch.tensor([[2.0, 0.0], [0.0, 4.0]])
 ROWS = torch.tensor([[[1.0, 0.0], [2.0, 2.0]], [[0.0, 1.0], [1.0, 1.0]]])

@@ -17,11 +17,11 @@ from fusion.cache import file_hash
 from fusion.config import UserError
 from fusion.config.schema import EngineConfig
 from fusion.merging import Evidence, MergeReport, merge_folders, method_names
-from fusion.merging import output as output_module
-from fusion.merging.checkpoint import open_checkpoint
-from fusion.merging.manifest import differences
-from fusion.merging.output import Output
-from fusion.merging.working import working_folder
+from fusion.merging.checkpoints import output as output_module
+from fusion.merging.checkpoints.checkpoint import open_checkpoint
+from fusion.merging.checkpoints.manifest import differences
+from fusion.merging.checkpoints.output import Output
+from fusion.merging.checkpoints.working import working_folder
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a process that has used a GPU cannot be forked")
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from fusion.config import UserError
 from fusion.config.schema import EngineConfig
 from fusion.merging import Evidence, check_parameters, merge_deltas, merge_folders, merge_state_dicts
-from fusion.merging.checkpoint import open_checkpoint
+from fusion.merging.checkpoints.checkpoint import open_checkpoint
 
 KINDS = {
     "fisher": "squared_gradients",

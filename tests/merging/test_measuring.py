@@ -11,7 +11,7 @@ from tiny_models import make_llama, make_qwen, make_tokenizer, save
 from fusion.config import UserError
 from fusion.dialogues.dialogue import chat
 from fusion.merging import Study, deltas, measure, merge_folders
-from fusion.merging.checkpoint import open_checkpoint
+from fusion.merging.checkpoints.checkpoint import open_checkpoint
 from fusion.merging.measuring import coefficients, fisher, grams
 from fusion.merging.measuring.coefficients import learned_coefficients
 from fusion.merging.measuring.fisher import squared_gradients

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from fusion.config import UserError
 from fusion.merging import MergedDelta, TensorDeltas, merge_folders, merge_method, merge_state_dicts
-from fusion.merging.checkpoint import open_checkpoint
-from fusion.merging.tensor_file import DTYPES
+from fusion.merging.checkpoints.checkpoint import open_checkpoint
+from fusion.merging.checkpoints.tensor_file import DTYPES
 
 Family = tuple[Path, list[Path]]
 HERE = Path(__file__).parent

@@ -5,10 +5,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion.merging import kernels
-from fusion.merging.arithmetic import squared_norms, weighted_sum
-from fusion.merging.random_mask import GROUP, LANES, philox, random_keep, random_shares, random_words, write_kept
-from fusion.merging.rounding import scaled_sum
+from fusion.merging.numerics import kernels
+from fusion.merging.numerics.arithmetic import squared_norms, weighted_sum
+from fusion.merging.numerics.random_mask import (
+    GROUP,
+    LANES,
+    philox,
+    random_keep,
+    random_shares,
+    random_words,
+    write_kept,
+)
+from fusion.merging.numerics.rounding import scaled_sum
 
 SIZES = (1, 5, 1023, 1025, 5000)
 

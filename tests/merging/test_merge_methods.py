@@ -9,7 +9,6 @@ from merge_inputs import merge_tensor
 from torch import Tensor
 
 from fusion.merging import TensorDeltas, merge_deltas, merge_state_dicts
-from fusion.merging.arithmetic import UNIFORM, agreed_sum, majority, squared_norms
 from fusion.merging.layers import layer_of
 from fusion.merging.methods.dare_linear import dare_linear
 from fusion.merging.methods.sce import sce
@@ -17,8 +16,9 @@ from fusion.merging.methods.sce_released import sce_released
 from fusion.merging.methods.task_arithmetic import task_arithmetic
 from fusion.merging.methods.ties import ties
 from fusion.merging.methods.varm import varm
-from fusion.merging.random_mask import random_keep, random_words
-from fusion.merging.selection import NOTHING_SELECTED, count_keys, largest, trimmer, variance
+from fusion.merging.numerics.arithmetic import UNIFORM, agreed_sum, majority, squared_norms
+from fusion.merging.numerics.random_mask import random_keep, random_words
+from fusion.merging.numerics.selection import NOTHING_SELECTED, count_keys, largest, trimmer, variance
 
 
 def deltas_of(seed: int, num_targets: int = 3, num_elements: int = 200) -> Tensor:

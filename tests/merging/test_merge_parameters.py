@@ -111,7 +111,7 @@ class TestOwnMethods:
             ("sec", "did you mean 'sce'?"),
             ("no_such_package.module.merge", "No module named"),
             ("fusion.merging.methods.sce.other", "has no attribute 'other'"),
-            ("fusion.merging.selection.trimmer", "mark the function with @merge_method"),
+            ("fusion.merging.numerics.selection.trimmer", "mark the function with @merge_method"),
         ],
     )
     def test_that_cannot_be_found(self, name: str, hint: str) -> None:

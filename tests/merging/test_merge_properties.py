@@ -14,7 +14,7 @@ from torch import Tensor
 from fusion.config.compose import CONFIG_FOLDER, register, to_settings
 from fusion.config.schema import EngineConfig, MergeConfig
 from fusion.merging import Evidence, deltas, load_method, merge_deltas, merge_state_dicts, method_names
-from fusion.merging.checkpoint import open_checkpoint
+from fusion.merging.checkpoints.checkpoint import open_checkpoint
 
 SHAPES = {"model.embed_tokens.weight": (9, 6), "model.layers.0.mlp.weight": (8, 6), "model.norm.weight": (6,)}
 MANY_BLOCKS = {"model.embed_tokens.weight": (3, 4000), "model.layers.0.mlp.weight": (90, 70), "model.bias": (5000,)}

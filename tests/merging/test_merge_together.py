@@ -15,8 +15,8 @@ from fusion.merging import (
     merge_folders,
     merge_folders_together,
 )
+from fusion.merging.checkpoints.tensor_file import TensorFile
 from fusion.merging.deltas import BLOCK_ELEMENTS
-from fusion.merging.tensor_file import TensorFile
 
 Family = tuple[Path, list[Path]]
 REQUESTS = [

@@ -17,9 +17,9 @@ from fusion.config import UserError
 from fusion.config.schema import EngineConfig
 from fusion.dialogues.token_bytes import token_bytes
 from fusion.merging import merge_folders
+from fusion.merging.checkpoints.manifest import differences
 from fusion.merging.inputs import Inputs
-from fusion.merging.manifest import differences
-from fusion.merging.token_rows import TokenRows
+from fusion.merging.vocabularies.token_rows import TokenRows
 
 MERGEKIT = os.environ.get("FUSION_MERGEKIT_PYTHON")
 ENGINE = EngineConfig(threads=1, probe_disk=False)

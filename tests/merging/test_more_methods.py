@@ -8,7 +8,7 @@ from merge_inputs import merge_tensor
 
 from fusion.merging import check_parameters, deltas, load_method, merge_deltas
 from fusion.merging.methods.model_stock import OPPOSED
-from fusion.merging.ranking import ranks_in_rows
+from fusion.merging.numerics.ranking import ranks_in_rows
 
 FIVE = torch.tensor([[5.0, -1.0, 3.0, 2.0, -4.0]])
 

@@ -16,9 +16,9 @@ from fusion.config.rules import settings_problems
 from fusion.config.schema import MergeConfig, PathsConfig
 from fusion.dialogues.token_bytes import token_bytes
 from fusion.merging import merge_folders
-from fusion.merging.checkpoint import open_checkpoint
+from fusion.merging.checkpoints.checkpoint import open_checkpoint
 from fusion.merging.inputs import Inputs
-from fusion.merging.vocabulary import match
+from fusion.merging.vocabularies.vocabulary import match
 from fusion.tracking.inputs import find_inputs
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

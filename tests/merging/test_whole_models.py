@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fusion.config import UserError
 from fusion.config.schema import EngineConfig
 from fusion.merging import merge_folders
-from fusion.merging import output as output_module
-from fusion.merging.card import Ancestor, Provenance, write_card
+from fusion.merging.checkpoints import output as output_module
+from fusion.merging.checkpoints.card import Ancestor, Provenance, write_card
+from fusion.merging.checkpoints.manifest import differences
+from fusion.merging.checkpoints.tensor_file import TensorSpec, new_tensor_file, open_tensor_file
 from fusion.merging.inputs import Inputs
-from fusion.merging.manifest import differences
-from fusion.merging.tensor_file import TensorSpec, new_tensor_file, open_tensor_file
 from fusion.merging.verify import main as verify
 
 MERGEKIT = os.environ.get("FUSION_MERGEKIT_PYTHON")
@@ -145,7 +145,7 @@ class TestShards:
 
     def test_shards_of_mixed_types_have_right_checksums(self, tmp_path, monkeypatch):
         """Wide types come first where tensors would lie across: the file is then not written from front to back."""
-        monkeypatch.setattr("fusion.merging.digests.STEP", 1)
+        monkeypatch.setattr("fusion.merging.checkpoints.digests.STEP", 1)
         generator = torch.Generator().manual_seed(0)
         shapes = {"a": (3, 3), "b": (5, 5), "c": (6,), "d": (300, 3)}
         dtypes = {"a": torch.bfloat16, "b": torch.float32, "c": torch.bfloat16, "d": torch.float32}

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from fusion.cache import write_json
 from fusion.config import UserError
-from fusion.merging.checkpoint import Checkpoint, open_checkpoint
+from fusion.merging.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fusion.merging.deltas import Block, block_length
 from fusion.merging.evidence import Evidence, read_span
 from fusion.merging.measuring.study import Study, require_finite, tensor_parameters, total_nll

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from fusion.merging.deltas import Block
 from fusion.merging.evidence import Evidence
-from fusion.merging.fisher_shares import fisher_shares, inverse_means
 from fusion.merging.measuring.coefficients import Count, Learning, Rate, kept_coefficients
 from fusion.merging.measuring.fisher import squared_gradients
 from fusion.merging.measuring.study import Study, Whose
+from fusion.merging.numerics.fisher_shares import fisher_shares, inverse_means
 
 
 def fisher_coefficients(

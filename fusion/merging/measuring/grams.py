@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Linear
 
 from fusion.cache import write_json
-from fusion.merging.checkpoint import INDEX_FILE
+from fusion.merging.checkpoints.checkpoint import INDEX_FILE
 from fusion.merging.evidence import Evidence
 from fusion.merging.measuring.study import Study, Whose, evidence_of, require_finite, tensor_parameters
 

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from fusion.cache import cached_folder, code_version, fingerprint, folder_hash
 from fusion.config import UserError
 from fusion.config.schema import ModelConfig
-from fusion.merging.checkpoint import open_checkpoint
+from fusion.merging.checkpoints.checkpoint import open_checkpoint
 from fusion.merging.evidence import Evidence
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Whose = Literal["own", "all"]
 CODE = (
     "fusion.merging.measuring",
-    "fusion.merging.fisher_shares",
+    "fusion.merging.numerics.fisher_shares",
     "fusion.teaching",
     "fusion.dialogues",
     "fusion.objective",

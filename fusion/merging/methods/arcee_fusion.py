@@ -6,8 +6,8 @@ from torch import Tensor
 
 from fusion.merging.deltas import Block, TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.selection import order_statistics
 from fusion.merging.parameters import Between
-from fusion.merging.selection import order_statistics
 
 QUARTERS = (0.25, 0.5, 0.75)
 

@@ -1,8 +1,8 @@
-from fusion.merging.arithmetic import elected_sum
 from fusion.merging.deltas import TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.arithmetic import elected_sum
+from fusion.merging.numerics.selection import middle_trimmer
 from fusion.merging.parameters import Density, Shares, Weight, normalizable, per_target
-from fusion.merging.selection import middle_trimmer
 
 
 @merge_method(paper="https://arxiv.org/abs/2312.06795", check=normalizable)

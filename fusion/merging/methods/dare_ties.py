@@ -1,7 +1,7 @@
-from fusion.merging.arithmetic import elected_sum
 from fusion.merging.deltas import TensorDeltas
-from fusion.merging.dropping import Rescale, drop_and_rescale
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.arithmetic import elected_sum
+from fusion.merging.numerics.dropping import Rescale, drop_and_rescale
 from fusion.merging.parameters import Density, Weight, normalizable, per_target
 
 

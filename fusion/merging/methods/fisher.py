@@ -3,11 +3,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusion.merging.arithmetic import normalized
 from fusion.merging.deltas import ModelDeltas, TensorDeltas
-from fusion.merging.fisher_shares import fisher_sum, survey_of_means
 from fusion.merging.measuring.fisher import squared_gradients
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.arithmetic import normalized
+from fusion.merging.numerics.fisher_shares import fisher_sum, survey_of_means
 from fusion.merging.parameters import Importances, importances, per_target
 
 

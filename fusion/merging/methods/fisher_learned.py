@@ -1,9 +1,9 @@
 import torch
 
 from fusion.merging.deltas import TensorDeltas
-from fusion.merging.fisher_shares import fisher_sum, survey_of_means
 from fusion.merging.measuring.fisher_coefficients import fisher_coefficients
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.fisher_shares import fisher_sum, survey_of_means
 
 
 @merge_method(paper="https://arxiv.org/abs/2111.09832", evidence=fisher_coefficients, survey=survey_of_means)

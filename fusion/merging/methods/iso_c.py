@@ -1,8 +1,8 @@
 import math
 
 from fusion.merging.deltas import TensorDeltas
-from fusion.merging.matrices import Svd, average, is_matrix, merged_matrix
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.matrices import Svd, average, is_matrix, merged_matrix
 
 
 def _bytes(name: str, shape: tuple[int, ...], num_targets: int) -> int:

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from fusion.merging.deltas import TensorDeltas
-from fusion.merging.directions import Directions, Unit, on_directions
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.directions import Directions, Unit, on_directions
 
 LEAST_PRODUCT = 1e-6
 OPPOSED = "the targets point apart on average: the merged delta points away from their mean"

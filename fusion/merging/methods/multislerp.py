@@ -1,10 +1,10 @@
 import torch
 from torch import Tensor
 
-from fusion.merging.arithmetic import normalized
 from fusion.merging.deltas import TensorDeltas
-from fusion.merging.directions import Directions, on_directions
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.arithmetic import normalized
+from fusion.merging.numerics.directions import Directions, on_directions
 from fusion.merging.parameters import Importances, importances, per_target
 
 OPPOSED = 1e-8

@@ -1,7 +1,7 @@
 from fusion.merging.deltas import TensorDeltas
-from fusion.merging.directions import Unit, on_directions
 from fusion.merging.method import MergedDelta, merge_method
 from fusion.merging.methods.slerp import arc
+from fusion.merging.numerics.directions import Unit, on_directions
 from fusion.merging.parameters import Importances, importances, per_target
 
 ALMOST_PARALLEL = 1 - 1e-15

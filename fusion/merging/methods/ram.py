@@ -3,9 +3,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from fusion.merging.arithmetic import sum_over_targets, weighted_sum
 from fusion.merging.deltas import Block, TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.arithmetic import sum_over_targets, weighted_sum
 from fusion.merging.parameters import Between
 
 NonNegative = Annotated[float, Between(0, 1e6)]

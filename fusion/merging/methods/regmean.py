@@ -3,11 +3,11 @@ import math
 import torch
 from torch import Tensor
 
-from fusion.merging.arithmetic import normalized
 from fusion.merging.deltas import TensorDeltas
-from fusion.merging.matrices import is_matrix, merged_matrix
 from fusion.merging.measuring.grams import input_products
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.arithmetic import normalized
+from fusion.merging.numerics.matrices import is_matrix, merged_matrix
 from fusion.merging.parameters import Importances, Share, importances, per_target
 
 NO_PRODUCTS = "no products of inputs of this tensor: the average by weight"

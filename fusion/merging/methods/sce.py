@@ -1,10 +1,10 @@
 from torch import Tensor
 
-from fusion.merging.arithmetic import agreed_sum, majority, shares, squared_norms
 from fusion.merging.deltas import Block, TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.arithmetic import agreed_sum, majority, shares, squared_norms
+from fusion.merging.numerics.selection import NOTHING_SELECTED, most_varying
 from fusion.merging.parameters import Share
-from fusion.merging.selection import NOTHING_SELECTED, most_varying
 
 
 @merge_method(paper="https://arxiv.org/abs/2408.07990")

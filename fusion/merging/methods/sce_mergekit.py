@@ -1,11 +1,11 @@
 import torch
 from torch import Tensor
 
-from fusion.merging.arithmetic import agreed_sum, majority, squared_norms
 from fusion.merging.deltas import Block, TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.arithmetic import agreed_sum, majority, squared_norms
+from fusion.merging.numerics.selection import most_varying
 from fusion.merging.parameters import Share
-from fusion.merging.selection import most_varying
 
 LEAST = 1e-6
 TOO_SMALL = "mean squared deltas sum to less than 1e-6: uniform coefficients"

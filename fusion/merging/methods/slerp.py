@@ -2,8 +2,8 @@ import torch
 from torch import Tensor
 
 from fusion.merging.deltas import TensorDeltas
-from fusion.merging.directions import Directions, on_directions
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.directions import Directions, on_directions
 from fusion.merging.parameters import Share
 
 ALMOST_PARALLEL = 0.9995

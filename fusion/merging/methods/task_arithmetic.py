@@ -1,6 +1,6 @@
-from fusion.merging.arithmetic import normalized
 from fusion.merging.deltas import TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.arithmetic import normalized
 from fusion.merging.parameters import Weight, normalizable, per_target
 
 

@@ -1,10 +1,10 @@
 from typing import Any, Literal
 
-from fusion.merging.arithmetic import elected_sum
 from fusion.merging.deltas import ModelDeltas, TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.arithmetic import elected_sum
+from fusion.merging.numerics.selection import Trimmer, trimmer
 from fusion.merging.parameters import Density, Weight, normalizable, per_target
-from fusion.merging.selection import Trimmer, trimmer
 
 
 def _model_trimmer(model: ModelDeltas, parameters: Any) -> Trimmer | None:

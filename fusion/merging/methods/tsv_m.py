@@ -3,8 +3,8 @@ import math
 import torch
 
 from fusion.merging.deltas import TensorDeltas
-from fusion.merging.matrices import Svd, average, is_matrix, merged_matrix, nearest_isometry
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.matrices import Svd, average, is_matrix, merged_matrix, nearest_isometry
 from fusion.merging.parameters import PositiveShare
 
 

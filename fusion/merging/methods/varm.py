@@ -3,10 +3,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fusion.merging.arithmetic import UNIFORM, shares, squared_norms, sum_over_targets
 from fusion.merging.deltas import Block, ModelDeltas, TensorDeltas
 from fusion.merging.layers import layer_of
 from fusion.merging.method import MergedDelta, Parameters, merge_method
+from fusion.merging.numerics.arithmetic import UNIFORM, shares, squared_norms, sum_over_targets
 
 Unit = Literal["matrix", "layer", "model", "parameter"]
 Energies = dict[str, Tensor]

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from fusion.merging.deltas import TensorDeltas
-from fusion.merging.matrices import average, is_matrix, merged_matrix
 from fusion.merging.method import MergedDelta, merge_method
+from fusion.merging.numerics.matrices import average, is_matrix, merged_matrix
 from fusion.merging.parameters import Between
 
 Steps = Annotated[int, Between(1, 100_000)]

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusion.cache import write_text
+from fusion.merging.checkpoints.manifest import MANIFEST_FILE, versions
 from fusion.merging.layers import layer_of
-from fusion.merging.manifest import MANIFEST_FILE, versions
 from fusion.merging.method import MergeMethod, load_method
 from fusion.merging.report import MergeReport
 

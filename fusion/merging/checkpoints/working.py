@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from fusion.cache import fsync_tree
 from fusion.config import UserError
-from fusion.merging.journal import JOURNAL_FILE
+from fusion.merging.checkpoints.journal import JOURNAL_FILE
 
 LOCK_FILE = ".lock"
 PROBE_FILE = ".probe"

@@ -10,19 +10,19 @@ import numpy as np
 from fusion.config import UserError, raise_problems
 from fusion.config.schema import ModelConfig
 from fusion.dialogues.token_bytes import TokenBytes, token_bytes
-from fusion.merging.checkpoint import CONFIG_FILE, Checkpoint, is_adapter, read_json
-from fusion.merging.companions import (
+from fusion.merging.checkpoints.checkpoint import CONFIG_FILE, Checkpoint, is_adapter, read_json
+from fusion.merging.checkpoints.companions import (
     GENERATION_CONFIG,
     OLDER_VOCABULARIES,
     TOKENIZER_CONFIG,
     TOKENIZER_FILE,
     Changes,
 )
-from fusion.merging.merged_tokenizer import Backend, restricted, united
 from fusion.merging.plan import input_labels
-from fusion.merging.same_tokens import other_tokens
-from fusion.merging.token_rows import in_rows_of
-from fusion.merging.vocabulary import ERROR, NONE, Vocabulary, match
+from fusion.merging.vocabularies.merged_tokenizer import Backend, restricted, united
+from fusion.merging.vocabularies.same_tokens import other_tokens
+from fusion.merging.vocabularies.token_rows import in_rows_of
+from fusion.merging.vocabularies.vocabulary import ERROR, NONE, Vocabulary, match
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fusion.cache import write_json
 from fusion.config.sizes import num_bytes
-from fusion.merging.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
-from fusion.merging.tensor_file import TensorFile, TensorSpec, new_tensor_file
+from fusion.merging.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from fusion.merging.checkpoints.tensor_file import TensorFile, TensorSpec, new_tensor_file
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fusion.config import raise_problems
-from fusion.merging.checkpoint import Checkpoint
+from fusion.merging.checkpoints.checkpoint import Checkpoint
 from fusion.merging.deltas import block_length
 from fusion.merging.layers import is_embedding
 from fusion.merging.plan import input_labels

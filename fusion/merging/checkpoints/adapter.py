@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fusion.config import UserError, raise_problems
-from fusion.merging.checkpoint import ADAPTER_CONFIG, ADAPTER_FILE, Checkpoint, read_json
-from fusion.merging.tensor_file import TensorFile, TensorHome, TensorSpec, open_tensor_file, read_whole
+from fusion.merging.checkpoints.checkpoint import ADAPTER_CONFIG, ADAPTER_FILE, Checkpoint, read_json
+from fusion.merging.checkpoints.tensor_file import TensorFile, TensorHome, TensorSpec, open_tensor_file, read_whole
 
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(\.weight)?")

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fusion.config import UserError
-from fusion.merging.checkpoint import Checkpoint, is_adapter, read_json
-from fusion.merging.companions import TOKENIZER_FILE
+from fusion.merging.checkpoints.checkpoint import Checkpoint, is_adapter, read_json
+from fusion.merging.checkpoints.companions import TOKENIZER_FILE
 from fusion.merging.plan import input_labels
-from fusion.merging.vocabulary import CHOOSE
+from fusion.merging.vocabularies.vocabulary import CHOOSE
 
 SHOWN = 3
 VOCABULARY_FILE = "vocab.json"

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from fusion.config import UserError
-from fusion.merging import kernels
-from fusion.merging.arithmetic import is_finite, on_cpu
+from fusion.merging.numerics import kernels
+from fusion.merging.numerics.arithmetic import is_finite, on_cpu
 from fusion.merging.operands import wide_dtype
 
 

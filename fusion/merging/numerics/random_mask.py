@@ -16,7 +16,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from fusion.merging.arithmetic import on_cpu
+from fusion.merging.numerics.arithmetic import on_cpu
 
 NUM_WORDS = 4
 LANES = 512

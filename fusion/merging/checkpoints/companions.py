@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.cache import write_json
-from fusion.merging.checkpoint import CONFIG_FILE, Checkpoint
+from fusion.merging.checkpoints.checkpoint import CONFIG_FILE, Checkpoint
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.merging import kernels
-from fusion.merging.arithmetic import on_cpu, rows
 from fusion.merging.deltas import Block, ModelDeltas, Passes, TensorDeltas
-from fusion.merging.workspace import scratch
+from fusion.merging.numerics import kernels
+from fusion.merging.numerics.arithmetic import on_cpu, rows
+from fusion.merging.numerics.workspace import scratch
 
 NOTHING_SELECTED = "the targets differ at too few positions: nothing is selected, the base stays"
 HALF = 1 << 16

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from fusion.config import UserError, raise_problems
-from fusion.merging.vocabulary import Vocabulary
+from fusion.merging.vocabularies.vocabulary import Vocabulary
 
 SHOWN = 3
 Json = dict[str, Any]

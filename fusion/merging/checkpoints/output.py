@@ -9,11 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fusion.merging.journal import JOURNAL_FILE, Journal
-from fusion.merging.layout import Layout
+from fusion.merging.checkpoints.journal import JOURNAL_FILE, Journal
+from fusion.merging.checkpoints.layout import Layout
+from fusion.merging.checkpoints.working import clear
 from fusion.merging.plan import MergePlan
 from fusion.merging.statistics import TensorRecord
-from fusion.merging.working import clear
 
 COMMIT_BYTES = 128 << 20
 COMMIT_SECONDS = 5.0

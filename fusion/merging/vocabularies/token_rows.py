@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.merging.checkpoint import Checkpoint
+from fusion.merging.checkpoints.checkpoint import Checkpoint
+from fusion.merging.checkpoints.tensor_file import TensorHome, TensorSpec, read_whole
 from fusion.merging.layers import LAYER
-from fusion.merging.tensor_file import TensorHome, TensorSpec, read_whole
-from fusion.merging.vocabulary import NONE, Vocabulary
+from fusion.merging.vocabularies.vocabulary import NONE, Vocabulary
 
 POSITIONS = re.compile(r"position|\bwpe\b")
 

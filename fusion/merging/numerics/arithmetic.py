@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.merging import kernels
 from fusion.merging.deltas import Block
+from fusion.merging.numerics import kernels
 
 UNIFORM = "all targets have zero deltas here: uniform coefficients"
 

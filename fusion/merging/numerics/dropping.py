@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fusion.merging.deltas import Block, TensorDeltas
-from fusion.merging.random_mask import random_shares, write_kept
-from fusion.merging.ranking import relative_ranks
-from fusion.merging.workspace import scratch
+from fusion.merging.numerics.random_mask import random_shares, write_kept
+from fusion.merging.numerics.ranking import relative_ranks
+from fusion.merging.numerics.workspace import scratch
 
 Rescale = Literal["density", "l1"]
 Dropped = Callable[[Block], Tensor]

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from fusion.merging.arithmetic import sum_over_targets
 from fusion.merging.deltas import Block, ModelDeltas, TensorDeltas
 from fusion.merging.method import MergedDelta
+from fusion.merging.numerics.arithmetic import sum_over_targets
 
 UNSEEN = "no squared gradients of this tensor: the average by weight"
 

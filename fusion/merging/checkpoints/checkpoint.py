@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fusion.config import UserError, raise_problems
-from fusion.merging.tensor_file import TensorFile, TensorHome, TensorSpec, open_tensor_file, short_reason
+from fusion.merging.checkpoints.tensor_file import TensorFile, TensorHome, TensorSpec, open_tensor_file, short_reason
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

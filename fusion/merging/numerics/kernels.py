@@ -149,7 +149,7 @@ def _add_votes(deltas_T: Any, weight: Any, signs_T: Any, sum_T: Any, divisor_T: 
 def agreed_sum(
     deltas_KN: Any, weights_K: Any, signs_N: Any, renormalize: bool, least_divisor: float, total_N: Any
 ) -> None:
-    """As `fusion.merging.arithmetic.agreed_sum`, in float64, rounded once to float32."""
+    """As `fusion.merging.numerics.arithmetic.agreed_sum`, in float64, rounded once to float32."""
     sum_T, divisor_T = np.empty(TILE, dtype=np.float64), np.empty(TILE, dtype=np.float64)
     for start in range(0, len(total_N), TILE):
         total_T, signs_T = total_N[start : start + TILE], signs_N[start : start + TILE]
@@ -180,7 +180,7 @@ def count_erased(deltas_KN: Any, weights_K: Any, signs_N: Any) -> tuple[int, int
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def variance(deltas_KN: Any, variance_N: Any) -> None:
-    """As `fusion.merging.selection.variance`, float32."""
+    """As `fusion.merging.numerics.selection.variance`, float32."""
     sum_T = np.empty(TILE, dtype=np.float32)
     count = np.float32(len(deltas_KN))
     for start in range(0, len(variance_N), TILE):

@@ -1,0 +1,1 @@
+"""What merge methods compute with: sums over targets, selections, random masks, directions."""

@@ -1,0 +1,1 @@
+"""Models whose tokens differ: which rows belong together, and the tokeniser of the merged model."""
