@@ -6,8 +6,10 @@
   const questions = data.answers.flatMap(({ job, questions: own }) => own.map((question) => ({ job, ...question })));
   const paint = () => {
     const number = Number(chosen.value), question = questions[number];
+    const scored = question.answers.some((answer) => answer.score !== null);
+    const told = (score) => (score === null ? (scored ? "no score" : "") : `score ${decimals(score)}`);
     const cards = question.answers.map((answer) => html("article", {},
-      html("h3", {}, answer.model, html("small", {}, answer.score === null ? "no score" : `score ${decimals(answer.score)}`)),
+      html("h3", {}, answer.model, html("small", {}, told(answer.score))),
       ...answer.turns.map((turn) => html("div", { class: "text" }, turn))));
     box.replaceChildren(
       html("p", { class: "muted" }, `${question.scorer}, question ${question.name}${question.category && `, ${question.category}`}, seed ${question.seed}; from ${question.job}`),
