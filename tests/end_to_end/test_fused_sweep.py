@@ -31,6 +31,8 @@ def test_a_fused_sweep_leaves_what_separate_jobs_leave(sweeps):
     for tau in TAUS:
         alone, together = (sweep / f"merge.tau={tau}" for sweep in (separate, fused))
         for path in (alone / "model").iterdir():
+            if path.name == "README.md":  # the card tells the command
+                continue
             assert path.read_bytes() == (together / "model" / path.name).read_bytes(), path.name
         assert merged_row(alone)["scores"] == merged_row(together)["scores"]
         assert result(alone)["fingerprint"] == result(together)["fingerprint"]
