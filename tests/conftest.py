@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-hypothesis_settings.register_profile("busy", deadline=None)  # other work on the machine is no bug
-hypothesis_settings.load_profile("busy")
+# No deadline: other work on the machine is no bug. The same examples in every run, so that a commit passes or fails;
+# `--hypothesis-profile=search` looks for new ones.
+hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis_settings.register_profile("search", deadline=None)
+hypothesis_settings.load_profile("repeatable")
 
 TEST_CACHE = Path(os.environ.get("FUSION_TEST_CACHE") or Path(__file__).parent / ".cache")
 
