@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -21,6 +20,8 @@ Item = TypeVar("Item")
 Counts = tuple[int, int]
 BLOCK_ELEMENTS = 1 << 17
 LONGEST_ROW = 8 * BLOCK_ELEMENTS
+PIECES, PIECE_ELEMENTS, SAMPLED = 16, 8192, 4096
+"""A sample has about so many pieces, of so many elements or the rows that hold them; so many are taken of each."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,13 @@ class Passes(ABC):
         """`function` of every block, in the order of elements; results must be small."""
 
     @abstractmethod
-    def tally(self, shape: tuple[int, ...], count: Callable[[Block, Tensor], None]) -> Tensor:
-        """Counts of all blocks, int64 on the CPU: `count(block, counts)` adds to them.
+    def sample(self, function: Callable[[Block], Tensor]) -> Tensor:
+        """`function` ([K, N] of a block) of the first elements of some blocks, evenly spread, [K, M] on the CPU."""
 
-        They may be large, since whole numbers are exact in any order.
-        """
+    @property
+    def stride(self) -> int:
+        """How far apart, in elements, the sampled blocks lie."""
+        return max(2 * BLOCK_ELEMENTS, self.num_elements // PIECES)
 
     def reduce(self, statistic: Callable[[Block], Tensor]) -> Tensor:
         """Sum over all blocks of a small float64 tensor, added in the order of elements."""
@@ -101,7 +104,8 @@ class Loaded(NamedTuple):
 class Operands(Protocol):
     """Where the blocks of one tensor come from."""
 
-    def load(self, start: int, stop: int) -> Loaded: ...
+    def load(self, start: int, stop: int) -> Loaded:
+        """The elements from `start` to before `stop`: a block, or its beginning."""
 
     def keep(self) -> None:
         """There will be more than one pass: keep what is read, if it fits."""
@@ -184,25 +188,33 @@ class TensorDeltas(Passes):
         self.operands.keep()
         return self.run(lambda start: function(self._load(start)), self.starts)
 
-    def tally(self, shape: tuple[int, ...], count: Callable[[Block, Tensor], None]) -> Tensor:
+    def sample(self, function: Callable[[Block], Tensor]) -> Tensor:
+        return torch.cat(self.pieces(function, self.stride, 0), dim=1)
+
+    def pieces(self, function: Callable[[Block], Tensor], stride: int, position: int) -> list[Tensor]:
+        """`function` of the first elements of those blocks in which a multiple of `stride` falls.
+
+        `position` is that of the tensor's first element; rows are not cut unless blocks cut them.
+        """
         self.operands.keep()
+        unit = self.row_length if self.has_whole_rows else 1
+        length = math.ceil(PIECE_ELEMENTS / unit) * unit
 
-        def over(starts: Sequence[int]) -> Tensor:
-            counts = torch.zeros(shape, dtype=torch.int64)
-            for start in starts:
-                count(self._load(start), counts)
-            return counts
+        def piece(start: int) -> Tensor:
+            values_KN = function(self._load(start, length))
+            return values_KN[:, :: max(1, values_KN.shape[1] // SAMPLED)].cpu().clone()
 
-        width = 4 * self.run.width if self.run.pool else 1
-        length = math.ceil(len(self.starts) / width)
-        return sum_in_place(self.run(over, [self.starts[i : i + length] for i in range(0, len(self.starts), length)]))
+        spans = map(self.span, self.starts)
+        return self.run(piece, [start for start, stop in spans if -(position + start) % stride < stop - start])
 
     def whole(self) -> Tensor:
         """All deltas at once, float32 [J, *shape]: for methods marked with `whole=True`, whose memory is planned."""
         return self.operands.whole(self.run).reshape(self.num_targets, *self.shape)
 
-    def _load(self, start: int) -> Block:
-        origin_N, operands_JN = self.operands.load(*self.span(start))
+    def _load(self, start: int, length: float = math.inf) -> Block:
+        """A block, or its first `length` elements."""
+        stop = self.span(start)[1]
+        origin_N, operands_JN = self.operands.load(start, int(min(start + length, stop)))
         return self.block(start, operands_JN, origin_N=origin_N)
 
 
@@ -219,16 +231,9 @@ class ModelDeltas(Passes):
         by_tensor = self.per_tensor(lambda deltas: deltas.map(function))
         return [result for results in by_tensor.values() for result in results]
 
-    def tally(self, shape: tuple[int, ...], count: Callable[[Block, Tensor], None]) -> Tensor:
-        total, lock = torch.zeros(shape, dtype=torch.int64), Lock()
-
-        def add(deltas: TensorDeltas) -> None:
-            counts = deltas.tally(shape, count)
-            with lock:
-                total.add_(counts)
-
-        self.per_tensor(add)
-        return total
+    def sample(self, function: Callable[[Block], Tensor]) -> Tensor:
+        by_tensor = self.per_tensor(lambda deltas: deltas.pieces(function, self.stride, deltas.position))
+        return torch.cat([piece for pieces in by_tensor.values() for piece in pieces], dim=1)
 
 
 class PerTensor(Protocol):

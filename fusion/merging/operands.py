@@ -84,17 +84,24 @@ class TensorInputs:
             self._arena = self._buffer("kept", self.spec.num_elements)
 
     def read(self, start: int, stop: int, num_inputs: int | None = None) -> Tensor:
-        """The elements of a block of all inputs, or of the first few (the others are unset then), [I, N]."""
+        """The elements of a block of all inputs, or of the first few (the others are unset then), [I, N].
+
+        Of a block's beginning, too, which is not kept.
+        """
         if start in self._kept:
-            return self._kept[start]
+            return self._kept[start][:, : stop - start].contiguous()
         count, size = len(self._readers), stop - start
         flat = self._buffer("read", size) if self._arena is None else self._arena[count * start :]
         raws_IN = flat[: count * size].view(count, size)
         for reader, raw_N in zip(self._readers[:num_inputs], raws_IN, strict=False):
             reader.read(start, raw_N)
-        if self._arena is not None and num_inputs is None:
+        if self._arena is not None and num_inputs is None and self.is_block(start, stop):
             self._kept[start] = raws_IN
         return raws_IN
+
+    def is_block(self, start: int, stop: int) -> bool:
+        """Whether these are all elements of a block."""
+        return stop == min(start + self.length, self.spec.num_elements)
 
     def _buffer(self, name: str, num_elements: int) -> Tensor:
         """Memory on the CPU for so many elements of every input."""
@@ -124,7 +131,7 @@ class TensorOperands:
         self._inputs.keep()
 
     def load(self, start: int, stop: int) -> Loaded:
-        """The elements from `start` to before `stop`, which must be a block.
+        """The elements from `start` to before `stop`, which must be a block, or its beginning: not looked at then.
 
         Raises:
             UserError: an input holds NaN or infinities there.
@@ -140,7 +147,7 @@ class TensorOperands:
             loaded = Loaded(origin_N, self._operands(origin_N, raws_IN[self._first :]))
             squares_J = squared_norms(loaded.operands_JN)
             is_finite = origin_N is None or math.isfinite(squared_norms(origin_N[None]))
-        if start not in self.statistics:
+        if start not in self.statistics and self._inputs.is_block(start, stop):
             if not is_finite or not all(map(math.isfinite, squares_J.tolist())):
                 self._refuse(raws_IN)
             self.statistics[start] = BlockStatistics.of(loaded.operands_JN, squares_J, self.watched(start))

@@ -18,7 +18,7 @@ from fusion.merging.methods.ties import ties
 from fusion.merging.methods.varm import varm
 from fusion.merging.numerics.arithmetic import UNIFORM, agreed_sum, majority, squared_norms
 from fusion.merging.numerics.random_mask import random_keep, random_words
-from fusion.merging.numerics.selection import NOTHING_SELECTED, count_keys, largest, trimmer, variance
+from fusion.merging.numerics.selection import NOTHING_SELECTED, largest, trimmer, variance
 
 
 def deltas_of(seed: int, num_targets: int = 3, num_elements: int = 200) -> Tensor:
@@ -113,7 +113,7 @@ def test_weights_and_densities_may_be_given_per_target() -> None:
 def largest_of(keys_KN: Tensor, counts: list[int]) -> Tensor:
     """The mask [K, N] of a selection over several blocks."""
     lazy = TensorDeltas.of(keys_KN)
-    chosen = largest(lazy, count_keys(lazy, lambda block: block.deltas_JN, len(counts)), counts)
+    chosen = largest(lazy, lambda block: block.deltas_JN, counts)
     return torch.cat(lazy.map(lambda block: chosen.mask(block, block.deltas_JN)), dim=1)
 
 

@@ -4,7 +4,7 @@ They hold no lock, so the threads of a merge run at the same time. Sums over tar
 once; the Torch expressions that stand beside their calls serve other devices, in float32. Only sums of squares may be
 reassociated, within runs of `SHORT` elements. Whole numbers are widened first, since NumPy's rules would turn them
 into float64.
-Shapes: K rows (targets or keys), N elements of a block, H halves of bit patterns.
+Shapes: K rows (targets or keys), N elements of a block, S of a short run, W words of eight flags.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ from numba import njit
 
 SHORT = 1024
 """Elements that are summed in float32; what is beyond is summed in float64."""
+FEW = SHORT // 32
+"""Flagged elements of a short run, below which it is quicker to look where they are."""
 TILE = 2048
 """Elements that stay in a core's nearest cache while all targets are added to them."""
 UPPER = np.uint32(16)
 SIGN_OFF = np.uint32(0x7FFF_FFFF)
-ALMOST_HALF = np.uint32(0xFFFF)
-LOWER = np.uint32(0xFFFF)
 INFINITE = np.uint32(0x7F80)
 ZERO, ONE = np.float32(0), np.float32(1)
 
@@ -241,53 +241,56 @@ def merge_bfloat16(
     return origin_square, is_finite
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _moved(pattern: Any) -> Any:
-    """The magnitude's bit pattern moved up by almost half, so that the upper half of zero is zero's own."""
-    return (pattern & SIGN_OFF) + ALMOST_HALF
+@njit(cache=True, nogil=True)
+def _gather(keys_S: Any, flags_S: Any, gathered_N: Any, place: int) -> int:
+    """Put magnitudes of flagged keys behind the `place` that are gathered; returns how many there are then."""
+    for n in range(len(keys_S)):  # without a branch, which would be guessed wrong again and again
+        gathered_N[place] = keys_S[n] & SIGN_OFF
+        place += int(flags_S[n])
+    return place
 
 
 @njit(cache=True, nogil=True)
-def count_upper_halves(keys_KN: Any, counts_KH: Any) -> None:
-    """Count, per row of float32 bit patterns, the upper halves of `_moved` magnitudes."""
-    for k in range(len(keys_KN)):
-        keys_N, counts_H = keys_KN[k], counts_KH[k]
-        for n in range(len(keys_N)):
-            counts_H[_moved(keys_N[n]) >> UPPER] += 1
+def _gather_few(keys_S: Any, flags_S: Any, gathered_N: Any, place: int) -> int:
+    """As `_gather` for a run that is not cut short: eight are passed over where none of them is flagged."""
+    flags_W = flags_S.view(np.uint64)
+    for w in range(SHORT // 8):
+        if flags_W[w]:
+            for n in range(8 * w, 8 * w + 8):
+                gathered_N[place] = keys_S[n] & SIGN_OFF
+                place += int(flags_S[n])
+    return place
 
 
 @njit(cache=True, nogil=True)
-def count_lower_halves(keys_KN: Any, uppers_K: Any, counts_KH: Any) -> None:
-    """Count the lower halves of those whose upper half is `uppers_K`; the others add nothing, here and there.
+def compare(keys_N: Any, low: int, high: int, gathered_N: Any) -> tuple[int, int, int]:
+    """How many magnitudes of float32 bit patterns (uint32) are zero, above `high`, and from `low` to `high`.
 
-    Without a branch, which would be guessed wrong again and again, and without adding to one place all the time.
+    The last are put together in `gathered_N` (one longer than the keys), in their order, unless `low` equals `high`.
     """
-    for k in range(len(keys_KN)):
-        keys_N, counts_H, upper = keys_KN[k], counts_KH[k], np.uint32(uppers_K[k])
-        for n in range(len(keys_N)):
-            moved = _moved(keys_N[n])
-            is_inside = moved >> UPPER == upper
-            counts_H[np.int64(moved & LOWER) if is_inside else n % SHORT] += is_inside
-
-
-@njit(cache=True, nogil=True)
-def half_of(counts_H: Any, wanted: int) -> tuple[int, int]:
-    """The half in which the `wanted` largest end (that of the largest of all, if none is), and how many are in it."""
-    for half in range(len(counts_H) - 1, -1, -1):
-        if counts_H[half] and counts_H[half] >= wanted:
-            return half, wanted
-        wanted -= counts_H[half]
-    return 0, wanted + counts_H[0]
-
-
-@njit(cache=True, nogil=True)
-def count_level(keys_KN: Any, levels_K: Any, counts_K: Any) -> None:
-    """How many magnitudes of each row equal its level."""
-    for k in range(len(keys_KN)):
-        keys_N, level, count = keys_KN[k], levels_K[k], 0
-        for n in range(len(keys_N)):
-            count += abs(keys_N[n]) == level
-        counts_K[k] = count
+    first, last, width = np.uint32(low), np.uint32(high), np.uint32(high - low)
+    flags_S = np.zeros(SHORT, dtype=np.uint8)
+    num_zeros, above, between, place = 0, 0, 0, 0
+    for start in range(0, len(keys_N), SHORT):
+        keys_S = keys_N[start : start + SHORT]
+        zeros_here = above_here = between_here = np.int32(0)
+        for n in range(len(keys_S)):
+            pattern = keys_S[n] & SIGN_OFF
+            is_between = np.uint32(pattern - first) <= width
+            zeros_here += np.int32(pattern == 0)
+            above_here += np.int32(pattern > last)
+            between_here += np.int32(is_between)
+            flags_S[n] = np.uint8(is_between)
+        num_zeros += int(zeros_here)
+        above += int(above_here)
+        between += int(between_here)
+        if low == high or not between_here:
+            continue
+        if between_here < FEW and len(keys_S) == SHORT:
+            place = _gather_few(keys_S, flags_S, gathered_N, place)
+        else:
+            place = _gather(keys_S, flags_S, gathered_N, place)
+    return num_zeros, above, between
 
 
 @njit(cache=True, nogil=True)

@@ -1,50 +1,25 @@
-"""Which elements take part in a merge: the largest, the most varying. Found by counting, without sorting.
+"""Which elements take part in a merge: the largest, the most varying. Of equal ones, those of lowest index.
 
-Non-negative floats have the order of their bit patterns. One pass counts the upper halves of the patterns, which tells
-in which of them the threshold lies; a second pass counts the lower halves there. A third finds out up to where the
-elements that equal the threshold are taken: those with the lowest index. So a selection over a whole model takes no
-more memory than one over a tensor. Shapes: K keys of a block (such as magnitudes of K targets), N elements, H halves.
+A selection over a whole model takes no more memory than one over a tensor. Shapes: K keys of a block (such as
+magnitudes of K targets), N elements of a block, J targets.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fusion.merging.deltas import Block, ModelDeltas, Passes, TensorDeltas
 from fusion.merging.numerics import kernels
 from fusion.merging.numerics.arithmetic import on_cpu, rows
+from fusion.merging.numerics.thresholds import NOTHING, Keys, Threshold, find_thresholds
 from fusion.merging.numerics.workspace import scratch
 
 NOTHING_SELECTED = "the targets differ at too few positions: nothing is selected, the base stays"
-HALF = 1 << 16
-UPPER_HALVES = 1 << 15
-Keys = Callable[[Block], Tensor]
-"""float32 [K, N] of a block, whose magnitudes count."""
 Trimmer = Callable[[Block], Tensor]
 """The deltas of a block that stay, float32 [J, N]."""
-
-
-class Threshold(NamedTuple):
-    """What is above `level` is selected; what equals it too in blocks before `position`, and `rest` in that block."""
-
-    level: float
-    position: float
-    rest: int
-
-    def rest_in(self, block: Block) -> int:
-        """How many elements of a block that equal the level are selected, those with the lowest index."""
-        if block.position == self.position:
-            return self.rest
-        return block.num_elements if block.position < self.position else 0
-
-
-NOTHING = Threshold(math.inf, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -74,107 +49,22 @@ class Selected:
         block.note("selected", lambda: (int(self.mask(block, keys_KN).sum()), keys_KN.numel()))
 
 
-@dataclass(frozen=True)
-class KeyCounts:
-    """How many elements of the keys have each upper half, [K, H]; half 0 is that of zeros alone."""
+def largest(passes: Passes, keys: Keys, counts: Sequence[int]) -> Selected:
+    """The `counts[k]` largest elements of each key (all, if there are fewer); of equal ones, those of lowest index.
 
-    keys: Keys
-    counts_KH: Tensor
-
-    @property
-    def num_elements(self) -> list[int]:
-        return self.counts_KH.sum(dim=1).tolist()
-
-    @property
-    def num_nonzero(self) -> list[int]:
-        return self.counts_KH[:, 1:].sum(dim=1).tolist()
-
-
-def count_keys(passes: Passes, keys: Keys, num_keys: int) -> KeyCounts:
-    """The first pass of a selection."""
-
-    def count(block: Block, counts_KH: Tensor) -> None:
-        keys_KN = keys(block)
-        if on_cpu(keys_KN):
-            kernels.count_upper_halves(rows(keys_KN).view(np.uint32), counts_KH.numpy())
-            return
-        for counts_H, halves_N in zip(counts_KH, _patterns(keys_KN) >> 16, strict=True):
-            counts_H += torch.bincount(halves_N, minlength=UPPER_HALVES).cpu()
-
-    return KeyCounts(keys, passes.tally((num_keys, UPPER_HALVES), count))
-
-
-def largest(passes: Passes, counted: KeyCounts, counts: Sequence[int]) -> Selected:
-    """The `counts[k]` largest elements of each key (all, if there are fewer); of equal ones, those of lowest index."""
-    counts = [min(count, all_) for count, all_ in zip(counts, counted.num_elements, strict=True)]
-    levels_K, wanted, ties = _levels(passes, counted, counts)
-    found = [Threshold(level, math.inf, 0) for level in levels_K.tolist()]
-    if any(0 < count < tied for count, tied in zip(wanted, ties, strict=True)):
-        found = _cut_ties(passes, counted.keys, levels_K, wanted)
-    return Selected(tuple(NOTHING if count <= 0 else one for one, count in zip(found, counts, strict=True)))
+    With more counts than keys, the keys are taken in turn.
+    """
+    return Selected(find_thresholds(passes, keys, [partial(_constant, count) for count in counts]))
 
 
 def order_statistics(passes: Passes, key: Keys, ranks: Sequence[int]) -> list[float]:
     """The elements of one key ([1, N] of a block) that have the given ranks, 0 for the smallest."""
-    counted = count_keys(passes, key, 1)
-    num_elements, num_ranks = counted.num_elements[0], len(ranks)
-    repeated = KeyCounts(lambda block: key(block).expand(num_ranks, -1), counted.counts_KH.expand(num_ranks, -1))
-    return _levels(passes, repeated, [num_elements - rank for rank in ranks])[0].tolist()
+    selected = largest(passes, key, [passes.num_elements - rank for rank in ranks])
+    return [threshold.level for threshold in selected.thresholds]
 
 
-def _levels(passes: Passes, counted: KeyCounts, counts: Sequence[int]) -> tuple[Tensor, list[int], list[int]]:
-    """The second pass: the smallest of the `counts[k]` largest [K], how many equal ones are wanted, and are there."""
-    uppers, wanted = _find(counted.counts_KH, counts)
-    lower_counts_KH = passes.tally((len(uppers), HALF), partial(_count_lower, counted.keys, uppers))
-    lowers, wanted = _find(lower_counts_KH, wanted)
-    patterns = [(upper << 16 | lower) - (HALF - 1) for upper, lower in zip(uppers, lowers, strict=True)]
-    ties = [int(counts_H[lower]) for counts_H, lower in zip(lower_counts_KH, lowers, strict=True)]
-    return torch.tensor(patterns, dtype=torch.int32).view(torch.float32), wanted, ties
-
-
-def _patterns(keys_KN: Tensor) -> Tensor:
-    """Bit patterns of magnitudes moved up by almost half, so that the upper half of zero is zero's own."""
-    return keys_KN.abs().view(torch.int32) + (HALF - 1)
-
-
-def _find(counts_KH: Tensor, wanted: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Per key the half in which the `wanted` largest end, and how many of them are in it."""
-    found = [kernels.half_of(counts_H, count) for counts_H, count in zip(counts_KH.numpy(), wanted, strict=True)]
-    return [half for half, _ in found], [count for _, count in found]
-
-
-def _count_lower(keys: Keys, uppers: Sequence[int], block: Block, counts_KH: Tensor) -> None:
-    """How many elements in the given upper half have each lower half, [K, H]."""
-    keys_KN = keys(block)
-    if on_cpu(keys_KN):
-        kernels.count_lower_halves(rows(keys_KN).view(np.uint32), np.array(uppers), counts_KH.numpy())
-        return
-    for counts_H, patterns_N, upper in zip(counts_KH, _patterns(keys_KN), uppers, strict=True):
-        inside_N = patterns_N[patterns_N >> 16 == upper] & (HALF - 1)
-        counts_H += torch.bincount(inside_N, minlength=HALF).cpu()
-
-
-def _cut_ties(passes: Passes, keys: Keys, levels_K: Tensor, wanted: Sequence[int]) -> list[Threshold]:
-    """Thresholds that take `wanted[k]` of the elements that equal the level."""
-
-    def tied(block: Block) -> tuple[int, list[int]]:
-        keys_KN = keys(block)
-        if on_cpu(keys_KN):
-            counts_K = torch.empty(len(keys_KN), dtype=torch.int64)
-            kernels.count_level(rows(keys_KN), levels_K.numpy(), counts_K.numpy())
-            return block.position, counts_K.tolist()
-        return block.position, (keys_KN.abs() == levels_K[:, None].to(keys_KN)).sum(dim=1).tolist()
-
-    blocks = passes.map(tied)
-    return [_cut(level, k, blocks, wanted[k]) for k, level in enumerate(levels_K.tolist())]
-
-
-def _cut(level: float, key: int, blocks: Sequence[tuple[int, list[int]]], wanted: int) -> Threshold:
-    for position, ties in blocks:
-        if ties[key] >= wanted:
-            return Threshold(level, position, wanted)
-        wanted -= int(ties[key])
-    return Threshold(level, math.inf, 0)
+def _constant(count: int, num_nonzero: int) -> int:
+    return count
 
 
 def trimmer(passes: TensorDeltas | ModelDeltas, densities_J: Tensor) -> Trimmer:
@@ -185,7 +75,7 @@ def trimmer(passes: TensorDeltas | ModelDeltas, densities_J: Tensor) -> Trimmer:
     counts = [max(1, int(density * passes.num_elements)) for density in densities_J.tolist()]
     if min(counts) >= passes.num_elements:
         return lambda block: block.deltas_JN
-    selected = largest(passes, count_keys(passes, _deltas, len(counts)), counts)
+    selected = largest(passes, _deltas, counts)
 
     def trimmed(block: Block) -> Tensor:
         deltas_JN = block.deltas_JN
@@ -203,9 +93,8 @@ def middle_trimmer(deltas: TensorDeltas, densities_J: Tensor, gammas_J: Tensor) 
     total = deltas.num_elements
     kept = [int(density * total) for density in densities_J.tolist()]
     tops = [min(int(gamma * total), total - keep) for gamma, keep in zip(gammas_J.tolist(), kept, strict=True)]
-    counted = count_keys(deltas, _deltas, deltas.num_targets)
-    outer = largest(deltas, counted, tops)
-    inner = largest(deltas, counted, [top + keep for top, keep in zip(tops, kept, strict=True)])
+    thresholds = largest(deltas, _deltas, [*tops, *map(sum, zip(tops, kept, strict=True))]).thresholds
+    outer, inner = Selected(thresholds[: len(tops)]), Selected(thresholds[len(tops) :])
 
     def trimmed(block: Block) -> Tensor:
         deltas_JN = block.deltas_JN
@@ -261,8 +150,7 @@ def most_varying(passes: TensorDeltas | ModelDeltas, share: float) -> MostVaryin
     """
     if share >= 1 or passes.num_targets == 1:
         return MostVarying(None)
-    counted = count_keys(passes, _spread, 1)
-    return MostVarying(largest(passes, counted, [int(share * counted.num_nonzero[0])]))
+    return MostVarying(Selected(find_thresholds(passes, _spread, [lambda num_nonzero: int(share * num_nonzero)])))
 
 
 def _spread(block: Block) -> Tensor:
