@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from fusion.config import UserError
 from fusion.merging import MergedDelta, TensorDeltas, merge_folders, merge_method, merge_state_dicts
 from fusion.merging.checkpoints.checkpoint import open_checkpoint
-from fusion.merging.checkpoints.tensor_file import DTYPES
+from fusion.merging.checkpoints.tensor_file import DTYPES, TensorFile
 
 Family = tuple[Path, list[Path]]
 HERE = Path(__file__).parent
@@ -166,6 +166,14 @@ def test_a_checkpoint_reads_every_type_of_tensor(tmp_path: Path) -> None:
         assert checkpoint[name].dtype == tensor.dtype
         assert checkpoint[name].shape == tensor.shape
         assert checkpoint[name].tolist() == tensor.tolist()
+
+
+def test_asking_for_a_tensor_s_name_reads_no_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(save_model(tmp_path / "model", make_state(0)))
+    names = list(checkpoint)
+    monkeypatch.setattr(TensorFile, "read_span", None)
+    assert all(name in checkpoint for name in names)
+    assert "lm_head" not in checkpoint
 
 
 def test_transformers_loads_a_merged_model(tmp_path: Path) -> None:

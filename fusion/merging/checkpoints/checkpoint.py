@@ -36,6 +36,10 @@ class Checkpoint(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self.homes[name].read(name)
 
+    def __contains__(self, name: object) -> bool:
+        """From the headers: `Mapping` would read the tensor."""
+        return name in self.homes
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.homes)
 

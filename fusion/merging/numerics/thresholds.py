@@ -20,8 +20,8 @@ from fusion.merging.deltas import BLOCK_ELEMENTS, Block, Passes
 from fusion.merging.numerics import kernels
 from fusion.merging.numerics.arithmetic import on_cpu, rows
 
-GATHERED = 1 << 20
-"""Elements of a key that one pass may gather: 4 MiB."""
+GATHERED = 1 << 22
+"""Elements of a key that one pass may gather: 16 MiB."""
 DEVIATIONS = 3.0
 """How far guesses lie from the estimate, in standard deviations of a rank in a random sample."""
 INFINITE = 0x7F80_0000
