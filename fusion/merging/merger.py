@@ -1,6 +1,7 @@
 """Merges of the same inputs, carried out together: tensor by tensor, block by block, each block read once for all.
 
-Deltas are float32; the sum is rounded once, to the dtype of the input. Shapes: J targets, N elements of a block.
+Deltas are float32 (unless a method wants them unwidened); the sum is rounded once, to the dtype of the input.
+Shapes: J targets, N elements of a block.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -15,6 +16,7 @@ from fusion.merging.deltas import Block, Counts, ModelDeltas, PerTensor, Run, Te
 from fusion.merging.method import MergedDelta, check_result
 from fusion.merging.numerics.arithmetic import is_finite
 from fusion.merging.numerics.rounding import scaled_sum
+from fusion.merging.numerics.unwidened import UnwidenedOperands
 from fusion.merging.numerics.workspace import Workspace
 from fusion.merging.operands import TensorInputs, TensorOperands
 from fusion.merging.plan import MergePlan
@@ -51,7 +53,8 @@ class Merge:
         plan = self.plan
         shape, position = plan.specs[name].shape, plan.positions[name]
         evidence = plan.evidence.of(name) if plan.evidence else None
-        return TensorDeltas(name, shape, len(plan.targets), operands, position, plan.seed, self.survey, evidence, run)
+        seen = UnwidenedOperands(operands, plan.specs[name].dtype) if plan.method.unwidened else operands
+        return TensorDeltas(name, shape, len(plan.targets), seen, position, plan.seed, self.survey, evidence, run)
 
     def tensor(self, name: str, operands: TensorOperands, run: Run) -> TensorRecord:
         """Merge one tensor."""
@@ -62,7 +65,7 @@ class Merge:
             values_N = self._in_one_pass(merged, operands, deltas.span(start))
             notes: dict[str, Counts] = {}
             if values_N is None:
-                origin_N, operands_JN = operands.load(*deltas.span(start))
+                origin_N, operands_JN = deltas.operands.load(*deltas.span(start))
                 block = deltas.block(start, operands_JN, notes if operands.watched(start) else None, origin_N)
                 values_N = self._values(name, origin_N, self._delta(merged, block, origin_N))
             self.sink.write(name, start, values_N)

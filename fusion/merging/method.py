@@ -82,6 +82,7 @@ class MergeMethod(Generic[Arguments]):
     check: Callable[[Parameters], list[str]]
     model_wide: Callable[[Parameters], list[str]]
     evidence: Measure | None
+    unwidened: bool
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> MergedDelta:
         return self.function(*args, **kwargs)
@@ -104,6 +105,7 @@ def merge_method(
     check: Callable[[Parameters], list[str]] = _none,
     model_wide: Callable[[Parameters], list[str]] = _none,
     evidence: Measure | None = None,
+    unwidened: bool = False,
 ) -> Callable[[Callable[Arguments, MergedDelta]], MergeMethod[Arguments]]:
     """Mark `function(deltas: TensorDeltas, *, parameter=default, ...) -> MergedDelta` as a merge method.
 
@@ -115,14 +117,26 @@ def merge_method(
     `deltas.survey`. `check(parameters)`: problems that the types of the signature cannot express.
     `model_wide(parameters)`: parameters that the survey reads, so that they must not vary over the tensors.
     `evidence`: the function that measures on dialogues what the method finds in `deltas.evidence`; its keywords are
-    parameters of the method, too.
+    parameters of the method, too. `unwidened`: deltas come in the dtype of the models, not in float32;
+    what the function returns is float32 all the same.
     """
 
     def mark(function: Callable[Arguments, MergedDelta]) -> MergeMethod[Arguments]:
         own = function.__module__ == f"{methods.__name__}.{function.__name__}"
         name = function.__name__ if own else f"{function.__module__}.{function.__name__}"
         return MergeMethod(
-            function, name, paper, needs_base, operands, num_targets, whole, survey, check, model_wide, evidence
+            function,
+            name,
+            paper,
+            needs_base,
+            operands,
+            num_targets,
+            whole,
+            survey,
+            check,
+            model_wide,
+            evidence,
+            unwidened,
         )
 
     return mark

@@ -66,12 +66,14 @@ def breadcrumbs_ties(base, targets, weight, density, gamma):
     return summed(base, trimmed_at_both_ends(base, targets, density, gamma), weight, True, False)
 
 
-def selected(deltas, share):
+def selected(deltas, share, first=False):
+    """Which of equally varying positions are selected is torch's choice, or those that come first."""
     if share >= 1:
         return deltas
     variance = deltas.var(dim=0, unbiased=False).flatten()
     count = int(variance.count_nonzero() * share)
-    return deltas * kept(torch.ones_like(deltas[0]), variance.topk(count).indices)
+    order = variance.argsort(descending=True, stable=True) if first else variance.topk(count).indices
+    return deltas * kept(torch.ones_like(deltas[0]), order[:count])
 
 
 def sce(base, targets, select_topk):
@@ -83,13 +85,12 @@ def sce(base, targets, select_topk):
     return base + (deltas * weights).sum(dim=0) / weights.sum(dim=0).clamp(min=1e-6)
 
 
-def sce_released(base, targets, select_topk):
-    """Its mask is float32, and so is what it selects; without a mask the energies are of the inputs' dtype."""
+def sce_released(base, targets, select_topk, first=False):
     deltas = deltas_of(base, targets)
-    energies = (selected(deltas, select_topk).float() if select_topk < 1 else deltas).square().flatten(1).mean(dim=1)
-    uniform = torch.full_like(energies, 1 / len(energies))
-    shares = (energies / energies.sum() if energies.sum() else uniform).to(base.dtype)
-    weights = shares.view(-1, *[1] * base.dim()) * agreeing(deltas)
+    energies = [float((delta**2).sum()) / delta.numel() for delta in selected(deltas, select_topk, first)]
+    total = sum(energies)
+    shares = [energy / total for energy in energies] if total else [1 / len(energies)] * len(energies)
+    weights = broadcast(shares, deltas) * agreeing(deltas)
     divisor = weights.sum(dim=0)
     return base + (deltas * weights).sum(dim=0) / torch.where(divisor == 0, 1, divisor)
 

@@ -94,7 +94,7 @@ def test_a_tensor_s_layer(name: str, layer: str) -> None:
     assert layer_of(name) == layer
 
 
-@pytest.mark.parametrize("name", ["varm", "sce_released"])
+@pytest.mark.parametrize("name", ["varm", "sce"])
 def test_fallbacks_are_reported(name: str) -> None:
     report = merge_deltas(name, {"w": torch.ones(4)}, [{"w": torch.ones(4)}] * 2).report
     assert report.events == {UNIFORM: ["w"]}
