@@ -6,6 +6,7 @@ python merge.py -m merge=sce merge.tau=0.05,0.1,0.2 sweep=fused save=false   # i
 python merge.py merge=task_arithmetic targets=[/models/a,/models/b] base=/models/pivot
 """
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -96,7 +97,10 @@ def begin(config: MergeConfig, job: Job) -> Task | None:
     from fusion.tracking.inputs import find_inputs
     from fusion.tracking.record import RunRecord, is_finished
 
-    inputs = find_inputs(config)
+    try:
+        inputs = find_inputs(config)
+    except UserError as error:
+        raise UserError([*error.problems, *request_problems(config.merge)]) from error
     if config.plan:
         show_plan(config, inputs)
         return None
@@ -168,7 +172,7 @@ def prepare(task: Task) -> None:
     is_measured = load_method(task.method).evidence is not None
     problems = vocabulary_problems(task.config.vocabulary, task.inputs.base is not None, is_measured)
     raise_problems(problems + in_memory_problems(task))
-    print(f"{task.method} of {', '.join(task.targets)} on {task.inputs.base}")
+    print(f"{task.method} of {', '.join(task.targets)} on {task.inputs.base or 'no base'}")
     task.evidence = evidence_for(task.config, task.inputs, task.method, task.parameters)
     task.record.lap("measure")
 
@@ -279,6 +283,7 @@ def finish(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | N
         mirror_result(loggers, "merge", job.folder, result, origin)
     write_merge_page(job.folder, report.to_dict(), task.targets, job.command)
     record.finish(result, origin)
+    print(f"{job.folder / (MODEL if weights is None else 'merge.html')}: {report.method} at scale {report.scale:.3g}")
     if job.sweep is None:
         compare_folder(job.folder, job.command)
 
@@ -297,17 +302,26 @@ def search_value(task: Task, weights: "Mapping[str, Tensor] | None") -> float | 
     return folder_loss(replace(inputs.pivot, path=str(task.job.folder / MODEL)), *settings)
 
 
-def checked_request(merge: dict[str, Any], num_targets: int) -> tuple[str, float | str, dict[str, Any]]:
+def checked_request(merge: dict[str, Any], num_targets: int | None) -> tuple[str, float | str, dict[str, Any]]:
     """Method, scale (a number or `search`) and parameters; every mistake in them in one UserError."""
     from fusion.merging import check_parameters
 
     parameters = {name: value for name, value in merge.items() if name not in ("method", "scale")}
     scale = merge.get("scale", 1.0)
     problems = check_parameters(str(merge["method"]), parameters, num_targets=num_targets)
-    if scale != SEARCH and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+    if scale != SEARCH and (isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale)):
         problems.append(f"merge.scale={scale}: a number is expected, or {SEARCH}")
     raise_problems(problems)
     return str(merge["method"]), scale, parameters
+
+
+def request_problems(merge: dict[str, Any]) -> list[str]:
+    """What is wrong with the method and its parameters, whatever they are applied to."""
+    try:
+        checked_request(merge, None)
+    except UserError as error:
+        return error.problems
+    return []
 
 
 def evidence_for(

@@ -112,7 +112,7 @@ def settings_problems(settings: TrainConfig | MergeConfig | EvaluateConfig) -> l
     problems = [*_choices(settings), *_ranges(settings)]
     if isinstance(settings, EvaluateConfig):
         return [*problems, *evaluate_problems(settings)]
-    problems += _combinations(settings) if isinstance(settings, TrainConfig) else engine_problems(settings.engine)
+    problems += _combinations(settings) if isinstance(settings, TrainConfig) else _merge_problems(settings)
     return [*problems, *_estimate(settings.estimate)]
 
 
@@ -149,6 +149,18 @@ def _estimate(estimate: EstimateConfig) -> Iterator[str]:
             num_bytes(getattr(estimate, name) or "0")
         except ValueError as error:
             yield f"estimate.{name}: {error}"
+
+
+def _merge_problems(settings: MergeConfig) -> Iterator[str]:
+    targets = settings.targets
+    if not (isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(one, str) for one in targets))):
+        yield (
+            f"targets={targets}: latest, a folder or a list of folders is expected, such as targets=[runs/a,runs/b]; "
+            "a name that reads like a number needs quotes: targets=[\\'1\\']"
+        )
+    elif not targets:
+        yield "targets is empty: there is nothing to merge; name the folders: targets=[FOLDER,FOLDER]"
+    yield from engine_problems(settings.engine)
 
 
 def engine_problems(engine: EngineConfig) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.cache import folder_hash
-from fusion.config import UserError
+from fusion.config import UserError, raise_problems
 from fusion.config.schema import DataConfig, MergeConfig, ModelConfig
 from fusion.dialogues.dialogue import Dialogue, read_jsonl
 from fusion.tracking.hub import local_folder
@@ -100,19 +100,30 @@ def find_inputs(config: MergeConfig) -> MergeInputs:
     """
     root = Path(config.paths.runs)
     known = finished_runs(root)
-    found: Sequence[TargetRun | Path]
-    if config.targets == LATEST:
-        found = latest_targets(known, config.seed, root)
-    else:
-        found = named_runs([config.targets] if isinstance(config.targets, str) else list(config.targets))
+    found: Sequence[TargetRun | Path] = []
+    problems: list[str] = []
+    try:
+        named = [config.targets] if isinstance(config.targets, str) else config.targets
+        found = latest_targets(known, config.seed, root) if config.targets == LATEST else named_runs(named)
+    except UserError as error:
+        problems += error.problems
     runs = [one for one in found if isinstance(one, TargetRun)]
     targets = [Target(one.name, one.model) if isinstance(one, TargetRun) else Target(one.name, one) for one in found]
-    base = local_folder(config.base) if config.base else _common_pivot(runs)
-    if base is not None and not base.is_dir():
-        raise UserError(f"base={base}: no such folder; give the pivot that the targets were trained from: base=FOLDER")
+    try:
+        base = _base(config, runs)
+    except UserError as error:
+        problems += error.problems
+    raise_problems(problems)
     sft = _sft(config, known, runs)
     log.info("targets: %s", ", ".join(str(target.path) for target in targets))
     return MergeInputs(_unique(targets), base, runs if len(runs) == len(targets) else [], sft)
+
+
+def _base(config: MergeConfig, runs: Sequence[TargetRun]) -> Path | None:
+    base = local_folder(config.base) if config.base else _common_pivot(runs)
+    if base is not None and not base.is_dir():
+        raise UserError(f"base={base}: no such folder; give the pivot that the targets were trained from: base=FOLDER")
+    return base
 
 
 def _sft(config: MergeConfig, known: Sequence[TargetRun], runs: Sequence[TargetRun]) -> TargetRun | None:

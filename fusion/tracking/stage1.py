@@ -84,7 +84,12 @@ def named_runs(folders: Sequence[str]) -> list[TargetRun | Path]:
     """
     found: list[TargetRun | Path] = []
     problems: list[str] = []
-    for place, folder in enumerate(local_folder(folder).resolve() for folder in folders):
+    for place, name in enumerate(folders):
+        try:
+            folder = local_folder(name).resolve()
+        except UserError as error:
+            problems += error.problems
+            continue
         result = read_result(folder)
         if result.get("stage") == "train":
             problem = _run_problem(folder, result)

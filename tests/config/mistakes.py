@@ -45,6 +45,7 @@ MISTAKES = {
         "train.py teacher.top_k=0",
         "train.py optim.betas=[0.9]",
         "merge.py engine.memory=lots",
+        "merge.py targets=5",
         "train.py tags=demo",
     ),
     "Words that the shell or Hydra reads otherwise": (

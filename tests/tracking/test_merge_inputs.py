@@ -91,6 +91,16 @@ def test_runs_that_are_no_finished_targets_do_not_count(runs):
     assert runs.latest() == ["good"]
 
 
+def test_everything_that_is_not_there_is_told_at_once(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # names with a slash may be the hub's
+    with pytest.raises(UserError) as caught:
+        runs.inputs(targets=["models/lost", str(runs.add("good", "a")), "gone"], base="/no/base")
+    first, second, third = caught.value.problems
+    assert first.startswith("models/lost: no such folder")
+    assert "targets[2]=" in second
+    assert "base=/no/base" in third
+
+
 def test_without_targets_the_way_to_them_is_told(runs):
     runs.add("sft", objective="sft")
     with pytest.raises(UserError, match=r"targets=latest: no finished target below .*train\.py"):
