@@ -10,6 +10,8 @@ from enum import Enum
 from functools import cache
 from pathlib import Path
 
+from fusion.cache.digests import remembered_hashes
+
 FINGERPRINT_LENGTH = 16
 CARD = "README.md"
 
@@ -34,17 +36,12 @@ def fingerprint(key: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical_json(key).encode("utf-8")).hexdigest()[:FINGERPRINT_LENGTH]
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @cache
 def _folder_hash(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for name, _, _ in stamp:
-        digest.update(f"{name}\0{file_hash(folder / name)}\0".encode())
+    names = [name for name, _, _ in stamp]
+    for name, content in zip(names, remembered_hashes(folder / name for name in names), strict=True):
+        digest.update(f"{name}\0{content}\0".encode())
     return digest.hexdigest()
 
 

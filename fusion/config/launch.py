@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fusion.cache import keep_digests
 from fusion.config.check import command_line_problems
 from fusion.config.compose import CONFIG_FOLDER, SCHEMAS, register, to_settings
 from fusion.config.errors import EXIT_USER_ERROR, UserError, raise_problems
@@ -122,6 +123,7 @@ def _run(entry: str, run: Callable[[Any, Job], Any], config: DictConfig, failure
     try:
         settings = to_settings(config, SCHEMAS[entry])
         raise_problems(_problems(entry, settings))
+        keep_digests(Path(settings.paths.cache))
         value = run(settings, job)
         if getattr(settings, "plan", False):
             _forget(job.folder)

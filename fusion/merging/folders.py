@@ -1,17 +1,17 @@
 """Merging model folders: in bounded memory, resumable, and visible only when complete."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from fusion.cache import fingerprint, source_version
+from fusion.cache import FileState, fingerprint, source_version
 from fusion.config import UserError, raise_problems
 from fusion.config.rules import shard_problems
 from fusion.config.schema import EngineConfig
 from fusion.merging.checkpoints.card import CARD_FILE, Provenance, write_card
 from fusion.merging.checkpoints.companions import copy_companions, model_files
-from fusion.merging.checkpoints.digests import Digests, Stamp
+from fusion.merging.checkpoints.digests import Digests
 from fusion.merging.checkpoints.layout import Layout, layout_of
 from fusion.merging.checkpoints.manifest import MANIFEST_FILE, HashedFolder, write_manifest
 from fusion.merging.checkpoints.output import Output
@@ -110,9 +110,9 @@ def _merge_into(
     workings: Sequence[Path], plans: Sequence[MergePlan], inputs: Inputs, layout: Layout, resources: Resources
 ) -> list[MergeReport]:
     """Fill the working folders, going on from what an earlier attempt at the same merges has finished."""
-    stamps = [Stamp.of(path) for path in inputs.files]
+    states = {path: FileState.of(path) for path in inputs.files}
     pairs = list(zip(plans, workings, strict=True))
-    outputs = [Output(plan, layout, working, _key(plan, inputs, layout, stamps)) for plan, working in pairs]
+    outputs = [Output(plan, layout, working, _key(plan, inputs, layout, states.values())) for plan, working in pairs]
     merges = {Merge(output.plan, output, output.resumed): output for output in outputs}
     records = {output: dict(output.resumed) for output in outputs}
     with Digests(resources.threads, resources.checksums) as digests, ExitStack() as stack:
@@ -129,10 +129,10 @@ def _merge_into(
             layout.write_index(working)
             copy_companions(inputs.reference, inputs.changes, working)
         visible = {working: _visible_files(working) for working in workings}
-        found = digests.all_of(inputs.files, [path for paths in visible.values() for path in paths])
-    changed = [stamp.path for stamp in stamps if Stamp.of(Path(stamp.path)) != stamp]
+        found = digests.all_of(states, [path for paths in visible.values() for path in paths])
+    changed = [path for path, state in states.items() if FileState.of(path).written != state.written]
     raise_problems([f"{path}: was changed while it was merged: merge again" for path in changed])
-    num_bytes = sum(stamp.num_bytes for stamp in stamps)
+    num_bytes = sum(state.num_bytes for state in states.values())
     reports = [_report(output, records[output], num_bytes, visible[output.working]) for output in outputs]
     base = inputs.base.folder if inputs.base else None
     targets = [target.folder for target in inputs.targets]
@@ -151,7 +151,7 @@ def _report(
     return report
 
 
-def _key(plan: MergePlan, inputs: Inputs, layout: Layout, stamps: Sequence[Stamp]) -> str:
+def _key(plan: MergePlan, inputs: Inputs, layout: Layout, states: Iterable[FileState]) -> str:
     """What must be the same for a merge to go on with another's tensors."""
     own = [] if plan.method.name in method_names() else [plan.method.function.__module__]
     return fingerprint(
@@ -159,7 +159,7 @@ def _key(plan: MergePlan, inputs: Inputs, layout: Layout, stamps: Sequence[Stamp
             "request": [plan.method.name, plan.parameters, plan.scale, plan.seed, list(plan.inputs)],
             "vocabulary": inputs.vocabulary,
             "layout": layout.preambles,
-            "inputs": stamps,
+            "inputs": [state.written for state in states],
             "evidence": plan.evidence.name if plan.evidence else None,
             "code": source_version("fusion.merging", *own),
         }

@@ -3,30 +3,15 @@
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+
+from fusion.cache import FileState, known_digest, remember
 
 PIECE = 1 << 20
 STEP = 32 << 20
-
-
-class Stamp(NamedTuple):
-    """What changes when somebody writes to a file."""
-
-    path: str
-    num_bytes: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, path: Path) -> "Stamp":
-        state = path.stat()
-        return cls(str(path.resolve()), state.st_size, state.st_mtime_ns)
-
-
-_known: dict[Stamp, str] = {}
 
 
 class FileDigest:
@@ -79,20 +64,20 @@ class Digests:
         if not self._wanted:
             return
         digest = self._digests.setdefault(path, FileDigest(path))
-        if end - digest.told >= STEP and Stamp.of(path) not in _known:
+        if end - digest.told >= STEP and known_digest(FileState.of(path)) is None:
             digest.told = end
             self._running.append(self._pool.submit(digest.advance, end))
 
-    def all_of(self, inputs: list[Path], outputs: list[Path]) -> dict[Path, str]:
-        """The digests of all files, in full. Those of inputs are remembered as long as the process lives and the files
-        do not change, for the next merge of a sweep."""
+    def all_of(self, inputs: Mapping[Path, FileState], outputs: list[Path]) -> dict[Path, str]:
+        """The digests of all files, in full. Those of inputs are remembered, unless they left the states given."""
         if not self._wanted:
             return {}
-        known = {path: _known.get(Stamp.of(path)) for path in inputs}
+        known = {path: known_digest(state) for path, state in inputs.items()}
         finish: Callable[[Path], str] = lambda path: self._digests.setdefault(path, FileDigest(path)).finish()  # noqa: E731
         for future in self._running:
             future.result()
         missing = [path for path, digest in known.items() if digest is None] + outputs
         found = dict(zip(missing, self._pool.map(finish, missing), strict=True))
-        _known.update({Stamp.of(path): found[path] for path in inputs if path in found})
+        for path in inputs.keys() & found.keys():
+            remember(inputs[path], found[path])
         return {path: digest for path, digest in known.items() if digest is not None} | found
