@@ -6,6 +6,7 @@ from fusion.merging.method import MergedDelta, merge_method
 from fusion.merging.numerics.arithmetic import shares
 from fusion.merging.numerics.selection import Selected, count_keys, largest
 from fusion.merging.numerics.unwidened import population_variance, sums_of_squares
+from fusion.merging.numerics.workspace import scratch
 from fusion.merging.parameters import Share
 
 NOTHING_WEIGHED = "no target has deltas at the selected positions: uniform coefficients"
@@ -27,15 +28,22 @@ def sce_released(deltas: TensorDeltas, *, tau: Share = 0.1) -> MergedDelta:
 
     def merged(block: Block) -> Tensor:
         deltas_JN = block.deltas_JN
-        sign_N = torch.where(deltas_JN.sum(dim=0) >= 0, 1.0, -1.0).to(deltas_JN)
-        agrees_JN = deltas_JN.sign() == sign_N
-        block.note("erased", lambda: (int((~agrees_JN & (deltas_JN != 0)).sum()), int(deltas_JN.count_nonzero())))
-        weights_JN = eta_J[:, None].to(deltas_JN) * agrees_JN
+        majority_N = deltas_JN.sum(dim=0)
+        torch.ge(majority_N, 0, out=majority_N).mul_(2).sub_(1)
+        agrees_JN = torch.sign(deltas_JN, out=scratch("agrees", deltas_JN)).mul_(majority_N).clamp_(min=0)
+        block.note("erased", lambda: _erased(deltas_JN, agrees_JN))
+        weights_JN = agrees_JN.mul_(eta_J[:, None].to(deltas_JN))
         divisor_N = weights_JN.sum(dim=0)
-        divisor_N[divisor_N == 0] = 1
-        return (deltas_JN * weights_JN).sum(dim=0).div_(divisor_N).float()
+        divisor_N += torch.eq(divisor_N, 0, out=torch.empty_like(divisor_N))
+        return weights_JN.mul_(deltas_JN).sum(dim=0).div_(divisor_N).float()
 
     return MergedDelta(merged, eta_J, (NOTHING_WEIGHED,) if uniform else ())
+
+
+def _erased(deltas_JN: Tensor, agrees_JN: Tensor) -> tuple[int, int]:
+    """How many of the deltas that are not zero do not agree, and how many there are."""
+    num_deltas = int(deltas_JN.count_nonzero())
+    return num_deltas - int(agrees_JN.count_nonzero()), num_deltas
 
 
 def _most_varying(deltas: TensorDeltas, tau: float) -> Selected | None:

@@ -12,8 +12,10 @@ from numba import njit
 from torch import Tensor
 
 from fusion.merging.deltas import Loaded, Operands, Run
+from fusion.merging.numerics.workspace import Workspace
 
 TILE = 2048
+_scratch = Workspace()
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class UnwidenedOperands:
 
     def load(self, start: int, stop: int) -> Loaded:
         origin_N, operands_JN = self.operands.load(start, stop)
-        return Loaded(origin_N, operands_JN.to(self.dtype))
+        return Loaded(origin_N, _in_dtype("unwidened", operands_JN, self.dtype))
 
     def keep(self) -> None:
         self.operands.keep()
@@ -42,8 +44,9 @@ def population_variance(deltas_JN: Tensor) -> Tensor:
     """
     if deltas_JN.device.type != "cpu":
         return deltas_JN.var(dim=0, unbiased=False)
-    variance_N = torch.empty(deltas_JN.shape[1], dtype=torch.float64)
-    _welford(deltas_JN.to(_at_least_float32(deltas_JN)).contiguous().numpy(), variance_N.numpy())
+    variance_N = _scratch.buffer("variance", deltas_JN.shape[1], torch.float64, deltas_JN.device)
+    widened_JN = _in_dtype("widened", deltas_JN, _at_least_float32(deltas_JN))
+    _welford(widened_JN.contiguous().numpy(), variance_N.numpy())
     return variance_N.to(deltas_JN.dtype)
 
 
@@ -72,6 +75,13 @@ def sums_of_squares(values_JN: Tensor) -> Tensor:
     """
     sums = [torch.sum(values_N.square(), dtype=_at_least_float32(values_N)) for values_N in values_JN]
     return torch.stack(sums).double().cpu()
+
+
+def _in_dtype(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """`values` as they are if they have the dtype, else a copy that the next call of that `name` overwrites."""
+    if values.dtype == dtype:
+        return values
+    return _scratch.buffer(name, values.numel(), dtype, values.device).view(values.shape).copy_(values)
 
 
 def _at_least_float32(values: Tensor) -> torch.dtype:
