@@ -15,6 +15,7 @@ from fusion.config import UserError
 from fusion.merging.deltas import Block, Counts, ModelDeltas, PerTensor, Run, TensorDeltas
 from fusion.merging.method import MergedDelta, check_result
 from fusion.merging.numerics.arithmetic import is_finite
+from fusion.merging.numerics.one_pass import OnePass
 from fusion.merging.numerics.rounding import scaled_sum
 from fusion.merging.numerics.unwidened import UnwidenedOperands
 from fusion.merging.numerics.workspace import Workspace
@@ -77,9 +78,9 @@ class Merge:
 
     def _in_one_pass(self, merged: MergedDelta, operands: TensorOperands, span: tuple[int, int]) -> Tensor | None:
         """The merged elements, in the output's dtype; None where that takes the deltas, or a closer look at them."""
-        if self.sink.scale is None or not merged.is_weighted_sum or operands.watched(span[0]):
+        if self.sink.scale is None or not isinstance(merged.delta, OnePass) or operands.watched(span[0]):
             return None
-        return operands.weighted(*span, merged.coefficients, self.sink.scale)
+        return operands.merged(*span, merged.delta, self.sink.scale)
 
     def _values(self, name: str, origin_N: Tensor | None, delta_N: Tensor) -> Tensor:
         """What the sink wants of a block.

@@ -27,7 +27,7 @@ from fusion.config import UserError
 from fusion.merging import methods
 from fusion.merging.deltas import Block, ModelDeltas
 from fusion.merging.evidence import Evidence
-from fusion.merging.numerics.arithmetic import weighted_sum
+from fusion.merging.numerics.one_pass import WeightedSum
 
 Arguments = ParamSpec("Arguments")
 Parameters = Mapping[str, object]
@@ -45,18 +45,17 @@ class MergedDelta:
     `delta(block)`: float32 [N], added to the base after the engine scaled it; called once per block, in any order and
     from several threads. `coefficients`: [J], the weight that each target's delta was multiplied with (before a
     division per position, where a method has one). `events`: what a reader of the report should know, such as a
-    fallback that was taken. `is_weighted_sum`: the delta is sum_j c_j d_j and nothing else, which merges in one pass.
+    fallback that was taken. A delta that is a `OnePass` is merged in one pass where that can be.
     """
 
     delta: Callable[[Block], Tensor]
     coefficients: Tensor
     events: tuple[str, ...] = ()
-    is_weighted_sum: bool = False
 
     @classmethod
     def weighted(cls, coefficients_J: Tensor, events: tuple[str, ...] = ()) -> "MergedDelta":
         """sum_j c_j d_j."""
-        return cls(lambda block: weighted_sum(block.deltas_JN, coefficients_J), coefficients_J, events, True)
+        return cls(WeightedSum(coefficients_J), coefficients_J, events)
 
 
 def _no_survey(model: ModelDeltas, parameters: Parameters) -> None:

@@ -15,7 +15,8 @@ from fusion.merging.checkpoints.checkpoint import Checkpoint
 from fusion.merging.checkpoints.tensor_file import TensorHome
 from fusion.merging.deltas import Loaded, Run, block_length
 from fusion.merging.numerics import kernels
-from fusion.merging.numerics.arithmetic import exact_where_needed, squared_norms, wide
+from fusion.merging.numerics.arithmetic import exact_where_needed, squared_norms
+from fusion.merging.numerics.one_pass import OnePass, Patterns, Span
 from fusion.merging.numerics.workspace import Workspace
 from fusion.merging.plan import MergePlan, State, input_labels
 from fusion.merging.statistics import WATCH_EVERY, BlockStatistics
@@ -153,20 +154,23 @@ class TensorOperands:
             self.statistics[start] = BlockStatistics.of(loaded.operands_JN, squares_J, self.watched(start))
         return loaded
 
-    def weighted(self, start: int, stop: int, weights_J: Tensor, scale: float) -> Tensor | None:
-        """base + scale * sum_j w_j d_j of a block that is not watched, rounded to the dtype of the inputs, [N].
+    def merged(self, start: int, stop: int, delta: OnePass, scale: float) -> Tensor | None:
+        """base + scale * delta of a block that is not watched, rounded to the dtype of the inputs, [N].
 
-        The bits are those of `load`, `weighted_sum` and `scaled_sum`, but the deltas are never written anywhere. None
-        where that cannot be (no base, another dtype or device) or something is not finite, which they know more of.
+        The bits are those of `load`, the delta and `scaled_sum`, but deltas are never written anywhere. None where
+        that cannot be (no base, another dtype or device) or something is not finite, which they know more of.
         """
         if not self._subtracts or self._whole is not None or self._dtype != torch.bfloat16 or self._device != CPU:
             return None
         raws_IN = self._inputs.read(start, stop)
         rounded_N = self._workspace.buffer("rounded", stop - start, torch.bfloat16, CPU)
-        squares_J, patterns = torch.empty(len(raws_IN) - 1, dtype=torch.float64), raws_IN.view(torch.uint16).numpy()
-        base_square, is_finite = kernels.merge_bfloat16(
-            patterns[0], patterns[1:], wide(weights_J), scale, rounded_N.view(torch.uint16).numpy(), squares_J.numpy()
-        )
+        squares_J, raws = torch.empty(len(raws_IN) - 1, dtype=torch.float64), raws_IN.view(torch.uint16).numpy()
+        span = Span(self._plan.positions[self._inputs.name] + start, stop - start)
+        results = rounded_N.view(torch.uint16).numpy(), squares_J.numpy()
+        found = delta.merge(Patterns(span, raws[0], raws[1:], *results), scale)
+        if found is None:
+            return None
+        base_square, is_finite = found
         if start not in self.statistics:
             if not all(0 < square < math.inf for square in (base_square, *squares_J.tolist())):
                 return None

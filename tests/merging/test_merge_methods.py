@@ -16,7 +16,8 @@ from fusion.merging.methods.sce_released import sce_released
 from fusion.merging.methods.task_arithmetic import task_arithmetic
 from fusion.merging.methods.ties import ties
 from fusion.merging.methods.varm import varm
-from fusion.merging.numerics.arithmetic import UNIFORM, agreed_sum, majority, squared_norms
+from fusion.merging.numerics.arithmetic import UNIFORM, squared_norms
+from fusion.merging.numerics.election import Election, agreed_sum, majority
 from fusion.merging.numerics.random_mask import random_keep, random_words
 from fusion.merging.numerics.selection import NOTHING_SELECTED, largest, trimmer, variance
 
@@ -156,8 +157,8 @@ def test_a_vote_of_zero_agrees_with_nobody_and_a_tie_is_plus() -> None:
     block, signs_N = TensorDeltas.of(votes_JN).block(0, votes_JN), majority(votes_JN)
     assert signs_N.tolist() == [1, -1, 1]
     weights_J = torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)
-    assert agreed_sum(block, votes_JN, weights_J, signs_N, renormalize=False).tolist() == [0.25, -3, 0]
-    assert agreed_sum(block, votes_JN, weights_J, signs_N, renormalize=True).tolist() == [1, -3, 0]
+    assert agreed_sum(votes_JN, weights_J, signs_N, renormalize=False).tolist() == [0.25, -3, 0]
+    assert Election(lambda block: block.deltas_JN, weights_J, True)(block).tolist() == [1, -3, 0]
 
 
 class TestRandomMasks:

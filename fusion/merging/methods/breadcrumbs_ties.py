@@ -1,6 +1,6 @@
 from fusion.merging.deltas import TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
-from fusion.merging.numerics.arithmetic import elected_sum
+from fusion.merging.numerics.election import Election
 from fusion.merging.numerics.selection import middle_trimmer
 from fusion.merging.parameters import Density, Shares, Weight, normalizable, per_target
 
@@ -18,4 +18,4 @@ def breadcrumbs_ties(
     num_targets = deltas.num_targets
     trimmed = middle_trimmer(deltas, per_target(density, num_targets), per_target(gamma, num_targets))
     weights_J = per_target(weight, num_targets)
-    return MergedDelta(lambda block: elected_sum(block, trimmed(block), weights_J, renormalize=normalize), weights_J)
+    return MergedDelta(Election(trimmed, weights_J, normalize, votes_J=weights_J), weights_J)

@@ -1,7 +1,7 @@
 from fusion.merging.deltas import TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
-from fusion.merging.numerics.arithmetic import elected_sum
 from fusion.merging.numerics.dropping import Rescale, drop_and_rescale
+from fusion.merging.numerics.election import Election
 from fusion.merging.parameters import Density, Weight, normalizable, per_target
 
 
@@ -17,4 +17,4 @@ def dare_ties(
     """DARE's random dropping in the place of TIES' trimming, then its sign election."""
     weights_J = per_target(weight, deltas.num_targets)
     kept = drop_and_rescale(deltas, per_target(density, deltas.num_targets), rescale)
-    return MergedDelta(lambda block: elected_sum(block, kept(block), weights_J, renormalize=normalize), weights_J)
+    return MergedDelta(Election(kept, weights_J, normalize, votes_J=weights_J), weights_J)

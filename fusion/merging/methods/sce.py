@@ -1,8 +1,7 @@
-from torch import Tensor
-
-from fusion.merging.deltas import Block, TensorDeltas
+from fusion.merging.deltas import TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
-from fusion.merging.numerics.arithmetic import agreed_sum, majority, shares, squared_norms
+from fusion.merging.numerics.arithmetic import shares, squared_norms
+from fusion.merging.numerics.election import Election
 from fusion.merging.numerics.selection import NOTHING_SELECTED, most_varying
 from fusion.merging.parameters import Share
 
@@ -21,9 +20,4 @@ def sce(deltas: TensorDeltas, *, tau: Share = 1.0, renormalize: bool = False) ->
     """
     select = most_varying(deltas, tau)
     eta_J, events = shares(deltas.reduce(lambda block: squared_norms(select(block))))
-
-    def merged(block: Block) -> Tensor:
-        selected_JN = select(block)
-        return agreed_sum(block, selected_JN, eta_J, majority(selected_JN), renormalize=renormalize)
-
-    return MergedDelta(merged, eta_J, (NOTHING_SELECTED,) if select.is_empty else events)
+    return MergedDelta(Election(select, eta_J, renormalize), eta_J, (NOTHING_SELECTED,) if select.is_empty else events)

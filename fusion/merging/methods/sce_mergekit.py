@@ -1,9 +1,9 @@
 import torch
-from torch import Tensor
 
-from fusion.merging.deltas import Block, TensorDeltas
+from fusion.merging.deltas import TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
-from fusion.merging.numerics.arithmetic import agreed_sum, majority, squared_norms
+from fusion.merging.numerics.arithmetic import squared_norms
+from fusion.merging.numerics.election import Election
 from fusion.merging.numerics.selection import most_varying
 from fusion.merging.parameters import Share
 
@@ -22,10 +22,4 @@ def sce_mergekit(deltas: TensorDeltas, *, tau: Share = 1.0) -> MergedDelta:
     means_J = deltas.reduce(lambda block: squared_norms(select(block))) / deltas.num_elements
     uniform = bool(means_J.sum() < LEAST)
     eta_J = torch.full_like(means_J, 1 / len(means_J)) if uniform else means_J / means_J.sum()
-
-    def merged(block: Block) -> Tensor:
-        selected_JN = select(block)
-        signs_N = majority(selected_JN)
-        return agreed_sum(block, selected_JN, eta_J, signs_N, renormalize=True, least_divisor=LEAST)
-
-    return MergedDelta(merged, eta_J, (TOO_SMALL,) if uniform else ())
+    return MergedDelta(Election(select, eta_J, True, least_divisor=LEAST), eta_J, (TOO_SMALL,) if uniform else ())

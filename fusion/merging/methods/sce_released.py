@@ -4,7 +4,7 @@ from torch import Tensor
 from fusion.merging.deltas import Block, TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
 from fusion.merging.numerics.arithmetic import shares
-from fusion.merging.numerics.selection import Selected, count_keys, largest
+from fusion.merging.numerics.selection import Selected, largest_share
 from fusion.merging.numerics.unwidened import population_variance, sums_of_squares
 from fusion.merging.numerics.workspace import scratch
 from fusion.merging.parameters import Share
@@ -50,8 +50,7 @@ def _most_varying(deltas: TensorDeltas, tau: float) -> Selected | None:
     """None selects every position."""
     if tau >= 1 or deltas.num_targets == 1:
         return None
-    counted = count_keys(deltas, _variance, 1)
-    return largest(deltas, counted, [int(tau * counted.num_nonzero[0])])
+    return largest_share(deltas, _variance, tau)
 
 
 def _variance(block: Block) -> Tensor:

@@ -2,12 +2,12 @@ from typing import Any, Literal
 
 from fusion.merging.deltas import ModelDeltas, TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
-from fusion.merging.numerics.arithmetic import elected_sum
-from fusion.merging.numerics.selection import Trimmer, trimmer
+from fusion.merging.numerics.election import Election
+from fusion.merging.numerics.selection import Selection, trimmer
 from fusion.merging.parameters import Density, Weight, normalizable, per_target
 
 
-def _model_trimmer(model: ModelDeltas, parameters: Any) -> Trimmer | None:
+def _model_trimmer(model: ModelDeltas, parameters: Any) -> Selection | None:
     if parameters["trim"] == "tensor":
         return None
     return trimmer(model, per_target(parameters["density"], model.num_targets))
@@ -35,4 +35,4 @@ def ties(
     """
     weights_J = per_target(weight, deltas.num_targets)
     trimmed = deltas.survey if trim == "model" else trimmer(deltas, per_target(density, deltas.num_targets))
-    return MergedDelta(lambda block: elected_sum(block, trimmed(block), weights_J, renormalize=normalize), weights_J)
+    return MergedDelta(Election(trimmed, weights_J, normalize, votes_J=weights_J), weights_J)

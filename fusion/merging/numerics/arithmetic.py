@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.merging.deltas import Block
 from fusion.merging.numerics import kernels
 
 UNIFORM = "all targets have zero deltas here: uniform coefficients"
@@ -97,60 +96,3 @@ def shares(energies_J: Tensor) -> tuple[Tensor, tuple[str, ...]]:
 
 def normalized(weights_J: Tensor, normalize: bool) -> Tensor:
     return weights_J / weights_J.sum() if normalize else weights_J
-
-
-def majority(votes_JN: Tensor, weights_J: Tensor | None = None) -> Tensor:
-    """The sign of the (weighted) sum over targets, zero counting as plus: 1.0 or -1.0, [N]."""
-    total_N = weighted_sum(votes_JN, torch.ones(len(votes_JN)) if weights_J is None else weights_J)
-    return torch.ge(total_N, 0, out=total_N).mul_(2).sub_(1)
-
-
-def agreed_sum(
-    block: Block,
-    deltas_JN: Tensor,
-    weights_J: Tensor,
-    signs_N: Tensor,
-    *,
-    renormalize: bool,
-    least_divisor: float = 0.0,
-) -> Tensor:
-    """sum_j w_j d_j over the targets whose w_j d_j has the sign that a position's majority has, [N].
-
-    `renormalize` divides per position by the sum of the agreeing weights; a divisor of zero counts as 1, and one
-    below `least_divisor` as that. Zeros agree with nobody. The share of erased entries goes to `block`'s notes.
-    """
-    block.note("erased", lambda: _erased(deltas_JN, weights_J, signs_N))
-    if on_cpu(deltas_JN):
-        total_N = torch.empty_like(signs_N)
-        options = renormalize, float(least_divisor)
-        kernels.agreed_sum(rows(deltas_JN), wide(weights_J), signs_N.numpy(), *options, total_N.numpy())
-        return total_N
-    agreeing_JN = _agreeing(deltas_JN, weights_J, signs_N)
-    total_N = sum_over_targets(agreeing_JN).mul_(signs_N)
-    if not renormalize:
-        return total_N
-    divisor_N = weighted_sum(agreeing_JN.sign_(), weights_J)
-    if least_divisor:
-        return total_N.div_(divisor_N.clamp_(min=least_divisor))
-    divisor_N += torch.eq(divisor_N, 0, out=torch.empty_like(divisor_N))
-    return total_N.div_(divisor_N)
-
-
-def elected_sum(block: Block, deltas_JN: Tensor, weights_J: Tensor, *, renormalize: bool) -> Tensor:
-    """`agreed_sum` with the sign of the weighted sum for a majority: TIES' election (https://arxiv.org/abs/2306.01708)."""
-    return agreed_sum(block, deltas_JN, weights_J, majority(deltas_JN, weights_J), renormalize=renormalize)
-
-
-def _agreeing(deltas_JN: Tensor, weights_J: Tensor, signs_N: Tensor) -> Tensor:
-    """|w_j d_j| where it has the majority's sign, else zero, [J, N]."""
-    agreeing_JN = deltas_JN * weights_J[:, None].to(deltas_JN)
-    agreeing_JN *= signs_N
-    return agreeing_JN.clamp_(min=0)
-
-
-def _erased(deltas_JN: Tensor, weights_J: Tensor, signs_N: Tensor) -> tuple[int, int]:
-    """How many of the deltas that are not zero do not agree, and how many there are."""
-    if on_cpu(deltas_JN):
-        return kernels.count_erased(rows(deltas_JN), wide(weights_J), signs_N.numpy())
-    num_deltas = int(torch.count_nonzero(deltas_JN))
-    return num_deltas - int(torch.count_nonzero(_agreeing(deltas_JN, weights_J, signs_N))), num_deltas

@@ -4,7 +4,8 @@ They hold no lock, so the threads of a merge run at the same time. Sums over tar
 once; the Torch expressions that stand beside their calls serve other devices, in float32. Only sums of squares may be
 reassociated, within runs of `SHORT` elements. Whole numbers are widened first, since NumPy's rules would turn them
 into float64.
-Shapes: K rows (targets or keys), N elements of a block, S of a short run, W words of eight flags.
+They are in one file, since Numba notices no change of what another file's function calls.
+Shapes: K rows (targets or keys), N elements of a block, S of a short run.
 """
 
 from typing import Any
@@ -14,9 +15,7 @@ from numba import njit
 
 SHORT = 1024
 """Elements that are summed in float32; what is beyond is summed in float64."""
-FEW = SHORT // 32
-"""Flagged elements of a short run, below which it is quicker to look where they are."""
-TILE = 2048
+TILE = 1024
 """Elements that stay in a core's nearest cache while all targets are added to them."""
 UPPER = np.uint32(16)
 SIGN_OFF = np.uint32(0x7FFF_FFFF)
@@ -159,7 +158,7 @@ def agreed_sum(
             _add_votes(deltas_KN[k, start : start + TILE], weights_K[k], signs_T, sum_T, divisor_T)
         if not renormalize:
             divisor_T[:] = 1.0
-        for n in range(TILE):
+        for n in range(len(total_T)):
             divisor = max(divisor_T[n], least_divisor) if least_divisor > 0.0 else divisor_T[n]
             divisor_T[n] = divisor if divisor != 0.0 else 1.0
         for n in range(len(total_T)):
@@ -215,6 +214,27 @@ def round_to_bfloat16(delta_N: Any, origin_N: Any, scale: float, rounded_N: Any)
 
 
 @njit(cache=True, nogil=True)
+def keep_largest(values_KN: Any, keys_LN: Any, levels_L: Any, rests_L: Any, kept_KN: Any) -> None:
+    """The values where a key's magnitude is above the level, and the first `rests_L` of those where it equals it; else
+    zero. A row of keys for each row of values, or one for all."""
+    for k in range(len(values_KN)):
+        row = min(k, len(keys_LN) - 1)
+        values_N, keys_N, kept_N, level, rest = values_KN[k], keys_LN[row], kept_KN[k], levels_L[row], rests_L[row]
+        if rest >= len(values_N):
+            for n in range(len(values_N)):
+                kept_N[n] = values_N[n] if abs(keys_N[n]) >= level else ZERO
+            continue
+        for n in range(len(values_N)):
+            kept_N[n] = values_N[n] if abs(keys_N[n]) > level else ZERO
+        for n in range(len(values_N)):
+            if rest <= 0:
+                break
+            if abs(keys_N[n]) == level:
+                kept_N[n] = values_N[n]
+                rest -= 1
+
+
+@njit(cache=True, nogil=True)
 def merge_bfloat16(
     base_N: Any, targets_KN: Any, weights_K: Any, scale: float, rounded_N: Any, squares_K: Any
 ) -> tuple[float, bool]:
@@ -242,73 +262,55 @@ def merge_bfloat16(
 
 
 @njit(cache=True, nogil=True)
-def _gather(keys_S: Any, flags_S: Any, gathered_N: Any, place: int) -> int:
-    """Put magnitudes of flagged keys behind the `place` that are gathered; returns how many there are then."""
-    for n in range(len(keys_S)):  # without a branch, which would be guessed wrong again and again
-        gathered_N[place] = keys_S[n] & SIGN_OFF
-        place += int(flags_S[n])
-    return place
-
-
-@njit(cache=True, nogil=True)
-def _gather_few(keys_S: Any, flags_S: Any, gathered_N: Any, place: int) -> int:
-    """As `_gather` for a run that is not cut short: eight are passed over where none of them is flagged."""
-    flags_W = flags_S.view(np.uint64)
-    for w in range(SHORT // 8):
-        if flags_W[w]:
-            for n in range(8 * w, 8 * w + 8):
-                gathered_N[place] = keys_S[n] & SIGN_OFF
-                place += int(flags_S[n])
-    return place
-
-
-@njit(cache=True, nogil=True)
-def compare(keys_N: Any, low: int, high: int, gathered_N: Any) -> tuple[int, int, int]:
-    """How many magnitudes of float32 bit patterns (uint32) are zero, above `high`, and from `low` to `high`.
-
-    The last are put together in `gathered_N` (one longer than the keys), in their order, unless `low` equals `high`.
-    """
-    first, last, width = np.uint32(low), np.uint32(high), np.uint32(high - low)
-    flags_S = np.zeros(SHORT, dtype=np.uint8)
-    num_zeros, above, between, place = 0, 0, 0, 0
-    for start in range(0, len(keys_N), SHORT):
-        keys_S = keys_N[start : start + SHORT]
-        zeros_here = above_here = between_here = np.int32(0)
-        for n in range(len(keys_S)):
-            pattern = keys_S[n] & SIGN_OFF
-            is_between = np.uint32(pattern - first) <= width
-            zeros_here += np.int32(pattern == 0)
-            above_here += np.int32(pattern > last)
-            between_here += np.int32(is_between)
-            flags_S[n] = np.uint8(is_between)
-        num_zeros += int(zeros_here)
-        above += int(above_here)
-        between += int(between_here)
-        if low == high or not between_here:
-            continue
-        if between_here < FEW and len(keys_S) == SHORT:
-            place = _gather_few(keys_S, flags_S, gathered_N, place)
+def _keep_from(deltas_KS: Any, bounds_L: Any, by_spread: bool, spread_S: Any) -> None:
+    """Zero what is below the bounds: of each row's own magnitudes, or of the variance across rows."""
+    if by_spread:
+        if bounds_L[0] <= ZERO:
+            return
+        variance(deltas_KS, spread_S)
+    for k in range(len(deltas_KS)):
+        deltas_S = deltas_KS[k]
+        if by_spread:
+            for n in range(len(deltas_S)):
+                deltas_S[n] = deltas_S[n] if abs(spread_S[n]) >= bounds_L[0] else ZERO
         else:
-            place = _gather(keys_S, flags_S, gathered_N, place)
-    return num_zeros, above, between
+            bound = bounds_L[k]
+            for n in range(len(deltas_S)):
+                deltas_S[n] = deltas_S[n] if abs(deltas_S[n]) >= bound else ZERO
 
 
 @njit(cache=True, nogil=True)
-def keep_largest(values_KN: Any, keys_LN: Any, levels_L: Any, rests_L: Any, kept_KN: Any) -> None:
-    """The values where a key's magnitude is above the level, and the first `rests_L` of those where it equals it; else
-    zero. A row of keys for each row of values, or one for all."""
-    for k in range(len(values_KN)):
-        row = min(k, len(keys_LN) - 1)
-        values_N, keys_N, kept_N, level, rest = values_KN[k], keys_LN[row], kept_KN[k], levels_L[row], rests_L[row]
-        if rest >= len(values_N):
-            for n in range(len(values_N)):
-                kept_N[n] = values_N[n] if abs(keys_N[n]) >= level else ZERO
-            continue
-        for n in range(len(values_N)):
-            kept_N[n] = values_N[n] if abs(keys_N[n]) > level else ZERO
-        for n in range(len(values_N)):
-            if rest <= 0:
-                break
-            if abs(keys_N[n]) == level:
-                kept_N[n] = values_N[n]
-                rest -= 1
+def elect_bfloat16(
+    base_N: Any,
+    targets_KN: Any,
+    bounds_L: Any,
+    by_spread: bool,
+    votes_K: Any,
+    weights_K: Any,
+    renormalize: bool,
+    least_divisor: float,
+    scale: float,
+    rounded_N: Any,
+    squares_K: Any,
+) -> tuple[float, bool]:
+    """Load, select, elect, sum and round, run by run: what `Election` does loop by loop, to the same bits."""
+    zeros_S, origin_S = np.zeros(SHORT, dtype=np.float32), np.empty(SHORT, dtype=np.float32)
+    total_S, signs_S = np.empty(SHORT, dtype=np.float32), np.empty(SHORT, dtype=np.float32)
+    deltas_KS = np.empty((len(targets_KN), SHORT), dtype=np.float32)
+    origin_square, is_finite = 0.0, True
+    squares_K[:] = 0.0
+    for start in range(0, len(rounded_N), SHORT):
+        size = min(SHORT, len(rounded_N) - start)
+        stop = start + size
+        if size < SHORT:
+            deltas_KS = np.empty((len(targets_KN), size), dtype=np.float32)  # a part would lie in pieces, and be slow
+        origin_square += np.float64(_load_run(base_N[start:stop], zeros_S, origin_S))
+        for k in range(len(targets_KN)):
+            squares_K[k] += np.float64(_load_run(targets_KN[k, start:stop], origin_S, deltas_KS[k]))
+        _keep_from(deltas_KS, bounds_L, by_spread, signs_S[:size])
+        weighted_sum(deltas_KS, votes_K, signs_S[:size])
+        for n in range(size):
+            signs_S[n] = ONE if signs_S[n] >= ZERO else -ONE
+        agreed_sum(deltas_KS, weights_K, signs_S[:size], renormalize, least_divisor, total_S[:size])
+        is_finite &= round_to_bfloat16(total_S[:size], origin_S, scale, rounded_N[start:stop])
+    return origin_square, is_finite

@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fusion.merging.deltas import Block, ModelDeltas, Passes, TensorDeltas
 from fusion.merging.numerics import kernels
 from fusion.merging.numerics.arithmetic import on_cpu, rows
+from fusion.merging.numerics.one_pass import Span
 from fusion.merging.numerics.thresholds import NOTHING, Keys, Threshold, find_thresholds
 from fusion.merging.numerics.workspace import scratch
 
 NOTHING_SELECTED = "the targets differ at too few positions: nothing is selected, the base stays"
-Trimmer = Callable[[Block], Tensor]
-"""The deltas of a block that stay, float32 [J, N]."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,14 @@ class Selected:
             mask_N[torch.nonzero(keys_N.abs() == level)[rest:, 0]] = False
         return torch.mul(values_JN, mask_KN, out=kept_JN)
 
+    def bounds(self, block: Span) -> np.ndarray | None:
+        """From which magnitude of a key on elements are selected, float32 [K]; None if that changes in the block."""
+        rests = [threshold.rest_in(block) for threshold in self.thresholds]
+        if any(0 < rest < block.num_elements for rest in rests):
+            return None
+        levels_K = np.array([threshold.level for threshold in self.thresholds], dtype=np.float32)
+        return np.where(rests, levels_K, np.nextafter(levels_K, np.float32(np.inf)))
+
     def mask(self, block: Block, keys_KN: Tensor) -> Tensor:
         """1.0 where an element of the block is selected, else 0.0, [K, N]."""
         return self.keep(block, keys_KN, torch.ones_like(keys_KN), torch.empty_like(keys_KN))
@@ -57,6 +65,11 @@ def largest(passes: Passes, keys: Keys, counts: Sequence[int]) -> Selected:
     return Selected(find_thresholds(passes, keys, [partial(_constant, count) for count in counts]))
 
 
+def largest_share(passes: Passes, key: Keys, share: float) -> Selected:
+    """The largest `share` of the elements of one key ([1, N] of a block) that are not zero."""
+    return Selected(find_thresholds(passes, key, [lambda num_nonzero: int(share * num_nonzero)]))
+
+
 def order_statistics(passes: Passes, key: Keys, ranks: Sequence[int]) -> list[float]:
     """The elements of one key ([1, N] of a block) that have the given ranks, 0 for the smallest."""
     selected = largest(passes, key, [passes.num_elements - rank for rank in ranks])
@@ -67,25 +80,48 @@ def _constant(count: int, num_nonzero: int) -> int:
     return count
 
 
-def trimmer(passes: TensorDeltas | ModelDeltas, densities_J: Tensor) -> Trimmer:
+@dataclass(frozen=True)
+class Selection:
+    """What a method leaves of the deltas: those whose key is among the largest; all of them with `selected` None."""
+
+    key: Keys
+    selected: Selected | None
+
+    def __call__(self, block: Block) -> Tensor:
+        """The block's deltas, those that are not selected set to zero, [J, N]."""
+        deltas_JN = block.deltas_JN
+        if self.selected is None:
+            return deltas_JN
+        keys_KN = self.key(block)
+        self.selected.note(block, keys_KN)
+        return self.selected.keep(block, keys_KN, deltas_JN, scratch("selected", deltas_JN))
+
+    def bounds(self, block: Span) -> tuple[np.ndarray, bool] | None:
+        """For compiled loops: as `Selected.bounds`, and whether the key is the variance, not the delta itself.
+
+        None if they do not know the key.
+        """
+        if self.selected is None:
+            return np.zeros(1, dtype=np.float32), True
+        bounds_K = self.selected.bounds(block) if self.key in (magnitude, spread) else None
+        return None if bounds_K is None else (bounds_K, self.key is spread)
+
+    @property
+    def is_empty(self) -> bool:
+        return self.selected is not None and self.selected.thresholds == (NOTHING,)
+
+
+def trimmer(passes: TensorDeltas | ModelDeltas, densities_J: Tensor) -> Selection:
     """Keeps the largest `density` share of every target's deltas (by magnitude, at least one) and zeroes the others.
 
     Shares are of a tensor or of the model, whichever `passes` are over.
     """
     counts = [max(1, int(density * passes.num_elements)) for density in densities_J.tolist()]
-    if min(counts) >= passes.num_elements:
-        return lambda block: block.deltas_JN
-    selected = largest(passes, _deltas, counts)
-
-    def trimmed(block: Block) -> Tensor:
-        deltas_JN = block.deltas_JN
-        selected.note(block, deltas_JN)
-        return selected.keep(block, deltas_JN, deltas_JN, scratch("trimmed", deltas_JN))
-
-    return trimmed
+    keeps_all = min(counts) >= passes.num_elements
+    return Selection(magnitude, None if keeps_all else largest(passes, magnitude, counts))
 
 
-def middle_trimmer(deltas: TensorDeltas, densities_J: Tensor, gammas_J: Tensor) -> Trimmer:
+def middle_trimmer(deltas: TensorDeltas, densities_J: Tensor, gammas_J: Tensor) -> Callable[[Block], Tensor]:
     """Zeroes the `gamma` share of every target's largest deltas, then the smallest, until the `density` share is left.
 
     Where both are more than everything, fewer of the largest go.
@@ -93,7 +129,7 @@ def middle_trimmer(deltas: TensorDeltas, densities_J: Tensor, gammas_J: Tensor) 
     total = deltas.num_elements
     kept = [int(density * total) for density in densities_J.tolist()]
     tops = [min(int(gamma * total), total - keep) for gamma, keep in zip(gammas_J.tolist(), kept, strict=True)]
-    thresholds = largest(deltas, _deltas, [*tops, *map(sum, zip(tops, kept, strict=True))]).thresholds
+    thresholds = largest(deltas, magnitude, [*tops, *map(sum, zip(tops, kept, strict=True))]).thresholds
     outer, inner = Selected(thresholds[: len(tops)]), Selected(thresholds[len(tops) :])
 
     def trimmed(block: Block) -> Tensor:
@@ -124,38 +160,20 @@ def variance(deltas_JN: Tensor) -> Tensor:
     return sum_of_squares_N.div_(num_targets).sub_(sum_N.div_(num_targets).square_())
 
 
-@dataclass(frozen=True)
-class MostVarying:
-    """Positions that are selected together, for all targets; `None` selects every position."""
-
-    selected: Selected | None
-
-    def __call__(self, block: Block) -> Tensor:
-        """The block's deltas, those that are not selected set to zero, [J, N]."""
-        if self.selected is None:
-            return block.deltas_JN
-        spread_1N = _spread(block)
-        self.selected.note(block, spread_1N)
-        return self.selected.keep(block, spread_1N, block.deltas_JN, scratch("varying", block.deltas_JN))
-
-    @property
-    def is_empty(self) -> bool:
-        return self.selected is not None and self.selected.thresholds == (NOTHING,)
-
-
-def most_varying(passes: TensorDeltas | ModelDeltas, share: float) -> MostVarying:
+def most_varying(passes: TensorDeltas | ModelDeltas, share: float) -> Selection:
     """The `share` most varying positions across targets, out of those that vary at all.
 
     Everything is selected when `share` is 1, and when a single target leaves nothing to compare.
     """
-    if share >= 1 or passes.num_targets == 1:
-        return MostVarying(None)
-    return MostVarying(Selected(find_thresholds(passes, _spread, [lambda num_nonzero: int(share * num_nonzero)])))
+    selects_all = share >= 1 or passes.num_targets == 1
+    return Selection(spread, None if selects_all else largest_share(passes, spread, share))
 
 
-def _spread(block: Block) -> Tensor:
+def spread(block: Block) -> Tensor:
+    """The variance of each position across targets, [1, N]."""
     return variance(block.deltas_JN)[None]
 
 
-def _deltas(block: Block) -> Tensor:
+def magnitude(block: Block) -> Tensor:
+    """The deltas, whose magnitudes count, [J, N]."""
     return block.deltas_JN

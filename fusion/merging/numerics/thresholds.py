@@ -10,21 +10,25 @@ elements of a sample or gathered.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
 from fusion.merging.deltas import BLOCK_ELEMENTS, Block, Passes
-from fusion.merging.numerics import kernels
 from fusion.merging.numerics.arithmetic import on_cpu, rows
+from fusion.merging.numerics.one_pass import Span
 
 GATHERED = 1 << 22
 """Elements of a key that one pass may gather: 16 MiB."""
 DEVIATIONS = 3.0
 """How far guesses lie from the estimate, in standard deviations of a rank in a random sample."""
-INFINITE = 0x7F80_0000
+RUN = 1024
+FEW = RUN // 32
+"""Flagged elements of a run, below which it is quicker to look where they are."""
+INFINITE, MAGNITUDE = 0x7F80_0000, np.uint32(0x7FFF_FFFF)
 Keys = Callable[[Block], Tensor]
 """float32 [K, N] of a block, whose magnitudes count."""
 Wanted = Callable[[int], int]
@@ -38,7 +42,7 @@ class Threshold(NamedTuple):
     position: float
     rest: int
 
-    def rest_in(self, block: Block) -> int:
+    def rest_in(self, block: Block | Span) -> int:
         """How many elements of a block that equal the level are selected, those with the lowest index."""
         if block.position == self.position:
             return self.rest
@@ -153,12 +157,64 @@ def _compare(keys: Keys, guesses: dict[int, Guess], limit: int, block: Block) ->
 def _compare_one(keys_N: Tensor, guess: Guess, limit: int) -> tuple[int, int, int, np.ndarray]:
     if on_cpu(keys_N):
         gathered_N = np.empty(len(keys_N) + 1, dtype=np.int32)
-        counts = kernels.compare(rows(keys_N).view(np.uint32), guess.low, guess.high, gathered_N)
+        counts = _compare_patterns(rows(keys_N).view(np.uint32), guess.low, guess.high, gathered_N)
         return *counts, gathered_N[: min(counts[2], limit) if guess.low < guess.high else 0].copy()
     patterns_N = _patterns(keys_N)
     between_M = patterns_N[(patterns_N >= guess.low) & (patterns_N <= guess.high)]
     counts = int((patterns_N == 0).sum()), int((patterns_N > guess.high).sum()), len(between_M)
     return *counts, between_M[:limit].cpu().numpy()
+
+
+@njit(cache=True, nogil=True)
+def _gather(keys_R: Any, flags_R: Any, gathered_N: Any, place: int) -> int:
+    """Put magnitudes of flagged keys behind the `place` that are gathered; returns how many there are then."""
+    for n in range(len(keys_R)):  # without a branch, which would be guessed wrong again and again
+        gathered_N[place] = keys_R[n] & MAGNITUDE
+        place += int(flags_R[n])
+    return place
+
+
+@njit(cache=True, nogil=True)
+def _gather_few(keys_R: Any, flags_R: Any, gathered_N: Any, place: int) -> int:
+    """As `_gather` for a run that is not cut short: eight are passed over where none of them is flagged."""
+    flags_W = flags_R.view(np.uint64)
+    for w in range(RUN // 8):
+        if flags_W[w]:
+            for n in range(8 * w, 8 * w + 8):
+                gathered_N[place] = keys_R[n] & MAGNITUDE
+                place += int(flags_R[n])
+    return place
+
+
+@njit(cache=True, nogil=True)
+def _compare_patterns(keys_N: Any, low: int, high: int, gathered_N: Any) -> tuple[int, int, int]:
+    """How many magnitudes of float32 bit patterns (uint32) are zero, above `high`, and from `low` to `high`.
+
+    The last are put together in `gathered_N` (one longer than the keys), in their order, unless `low` equals `high`.
+    """
+    first, last, width = np.uint32(low), np.uint32(high), np.uint32(high - low)
+    flags_R = np.zeros(RUN, dtype=np.uint8)
+    num_zeros, above, between, place = 0, 0, 0, 0
+    for start in range(0, len(keys_N), RUN):
+        keys_R = keys_N[start : start + RUN]
+        zeros_here = above_here = between_here = np.int32(0)
+        for n in range(len(keys_R)):
+            pattern = keys_R[n] & MAGNITUDE
+            is_between = np.uint32(pattern - first) <= width
+            zeros_here += np.int32(pattern == 0)
+            above_here += np.int32(pattern > last)
+            between_here += np.int32(is_between)
+            flags_R[n] = np.uint8(is_between)
+        num_zeros += int(zeros_here)
+        above += int(above_here)
+        between += int(between_here)
+        if low == high or not between_here:
+            continue
+        if between_here < FEW and len(keys_R) == RUN:
+            place = _gather_few(keys_R, flags_R, gathered_N, place)
+        else:
+            place = _gather(keys_R, flags_R, gathered_N, place)
+    return num_zeros, above, between
 
 
 def _exactly(missing: int, level: int | None, blocks: Sequence[Counted]) -> Threshold:
