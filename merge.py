@@ -8,7 +8,7 @@ python merge.py merge=task_arithmetic targets=[/models/a,/models/b] base=/models
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -136,7 +136,8 @@ def merge(tasks: "Sequence[Task]") -> None:
     torch.set_num_threads(tasks[0].config.threads)
     problems: list[str] = []
     with ExitStack() as records:
-        ready = [task for task in tasks if is_ready(task, records, problems)]
+        check = check_alone(tasks)
+        ready = [task for task in tasks if is_ready(task, check, records, problems)]
         try:
             if ready:
                 (merge_and_save if ready[0].config.save else merge_and_score)(ready)
@@ -145,12 +146,32 @@ def merge(tasks: "Sequence[Task]") -> None:
     raise_problems(problems)
 
 
-def is_ready(task: Task, records: ExitStack, problems: list[str]) -> bool:
+def check_alone(tasks: "Sequence[Task]") -> Callable[[Task], None]:
+    """A function that raises what is wrong with one of several jobs alone, and would stop the pass of all."""
+    from fusion.merging.inputs import Inputs
+    from fusion.merging.resources import checked_resources
+
+    first = tasks[0]
+    folders = [target.path for target in first.inputs.targets]
+    try:
+        opened = Inputs.open(first.inputs.base, folders, first.config.vocabulary) if len(tasks) > 1 else None
+    except UserError:  # of all jobs: the merge itself says it once
+        opened = None
+
+    def check(task: Task) -> None:
+        if opened is not None:
+            checked_resources(task.request.plan(opened.base, opened.targets), task.config.engine)
+
+    return check
+
+
+def is_ready(task: Task, check: Callable[[Task], None], records: ExitStack, problems: list[str]) -> bool:
     """Whether the job can be merged; a mistake in it stops no other one. Its record ends with `records`."""
     try:
         with ExitStack() as own:
             own.enter_context(task.record)
             prepare(task)
+            check(task)
             records.enter_context(own.pop_all())
     except UserError as error:
         problems += _of([task], error)

@@ -91,3 +91,12 @@ def test_a_mistake_in_one_job_of_a_fused_sweep_stops_no_other(workplace, targets
     assert "merge.tau=0.5: " not in printed.split("problem", 1)[1]
     assert result(folder / "merge.tau=0.5")["status"] == "finished"
     assert result(folder / "merge.tau=7")["status"] == "failed"
+
+
+def test_nor_does_a_method_for_other_targets(workplace, targets):
+    folder = workplace.runs / "one_does_not_fit"
+    words = ("merge=sce,slerp", "sweep=fused", "evaluation=none", f"hydra.sweep.dir={folder}")
+    printed = workplace.run("merge", "-m", *words, code=2)
+    assert "merge=slerp: merge method 'slerp' takes exactly 2 targets, got 3" in printed
+    assert result(folder / "merge=sce")["status"] == "finished"
+    assert result(folder / "merge=slerp")["status"] == "failed"
