@@ -155,6 +155,23 @@ class _Checker:
         tried = (_set(base, choice) for choice in islice(_single(override), CHECKED_CHOICES))
         return [f"{override.input_line}: {problem}" for problem in tried if problem]
 
+    def problems_by_option(self, overrides: Sequence[Override]) -> list[str]:
+        """Settings that some options of a swept group lack; `problems` tries the first options alone."""
+        groups = [override for override in overrides if self._is_group(override)]
+        first = {group.key_or_group: next(_single(group)) for group in groups}
+        found = []
+        for group in groups:
+            for choice in islice(_single(group), 1, CHECKED_CHOICES):
+                composed = self._compose([*(first | {group.key_or_group: choice}).values()])
+                found += [
+                    f"{one.input_line}: {choice} has no setting `{one.key_or_group}`; sweep it without that option"
+                    for one in overrides
+                    if one not in groups
+                    and isinstance(composed, DictConfig)
+                    and _is_unknown(one.key_or_group, composed, _adds(one))
+                ]
+        return found
+
     def _compose(self, overrides: list[str]) -> DictConfig | str:
         """The composed config, or what is wrong with it in one sentence."""
         try:
@@ -193,6 +210,17 @@ def command_line_problems(entry: str, arguments: Sequence[str]) -> list[str]:
             overrides = [override for override in overrides if override not in swept]
             problems += [f"{one.input_line}: several values are a sweep: put -m in front" for one in swept]
         return [*problems, *_Checker(entry, loader, loader.list_groups("")).problems(overrides)]
+
+
+def sweep_problems(entry: str, arguments: Sequence[str]) -> list[str]:
+    """Why some jobs of a sweep cannot be composed whose command line is right for its first job."""
+    options, rest = get_args_parser().parse_known_args(list(arguments))
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
+        overrides = OverridesParser.create().parse_overrides([*options.overrides, *rest])
+        _search_also(loader, options.config_dir, overrides)
+        return _Checker(entry, loader, loader.list_groups("")).problems_by_option(overrides)
 
 
 def _search_also(loader: ConfigLoaderImpl, folder: str | None, overrides: Sequence[Override]) -> None:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fusion.cache import keep_digests
-from fusion.config.check import command_line_problems
+from fusion.config.check import command_line_problems, sweep_problems
 from fusion.config.compose import CONFIG_FOLDER, SCHEMAS, register, to_settings
 from fusion.config.errors import EXIT_USER_ERROR, UserError, raise_problems
 from fusion.config.files import missing_files
@@ -90,13 +90,22 @@ def launch(entry: str, run: Callable[[Any, Job], Any], run_together: Callable[[J
     except UserError as error:
         _complain(error.problems)
     except (HydraException, OmegaConfBaseException) as error:
-        _complain(str(error).splitlines()[:1])
+        _complain(_by_option(entry) or str(error).splitlines()[:1])
     if failures.problems:
         _tell(failures.problems)
         if failures.again:
             print("run again alone (the same sweep again runs only these, too):", file=sys.stderr)
             print(*(f"  {command}" for command in failures.again), sep="\n", file=sys.stderr)
         sys.exit(1 if failures.is_ours else EXIT_USER_ERROR)
+
+
+def _by_option(entry: str) -> list[str]:
+    """What Hydra's complaint about a job of a sweep means, where it is about one option of a group."""
+    GlobalHydra.instance().clear()
+    try:
+        return sweep_problems(entry, sys.argv[1:])
+    except HydraException:
+        return []
 
 
 @dataclass

@@ -1,9 +1,12 @@
 """Every mistake of a command line in one answer, with the nearest valid name, before anything runs."""
 
+import sys
+
 import pytest
 
-from fusion.config.check import command_line_problems
+from fusion.config.check import command_line_problems, sweep_problems
 from fusion.config.compose import register
+from fusion.config.launch import launch
 
 
 def problems(*words, entry="train"):
@@ -107,6 +110,19 @@ def test_parameters_follow_the_chosen_method():
     assert problems("merge=sce", "merge.tau=0.2", "merge.scale=search", entry="merge") == []
     (problem,) = problems("merge=linear", "merge.tau=0.2", entry="merge")
     assert "there is no setting `merge.tau`" in problem
+
+
+def test_a_setting_that_not_all_options_of_a_sweep_have_is_explained(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", "merge=sce,linear,varm,sce_released", "merge.tau=0.1,0.2"]
+    assert problems(*words, entry="merge") == []
+    wrong = [f"merge.tau=0.1,0.2: merge={name} has no setting `merge.tau`" for name in ("linear", "varm")]
+    assert [problem.split(";")[0] for problem in sweep_problems("merge", words)] == wrong
+    monkeypatch.setattr(sys, "argv", ["merge.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        launch("merge", lambda settings, job: pytest.fail("a job was run"))
+    assert stop.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
 
 
 @pytest.fixture
