@@ -200,6 +200,10 @@ def half_a_config(model):
     (model / "config.json").write_text("{")
 
 
+def half_a_tokenizer(model):
+    (model / "tokenizer.json").write_text('{"model": {"vocab"')
+
+
 def listed_config(model):
     (model / "config.json").write_text("[]")
 
@@ -257,6 +261,7 @@ DAMAGES = {
     "broken config": Damage(broken_config, ["config.json: not JSON"]),
     "half a config": Damage(half_a_config, ["config.json: not JSON"]),
     "a config that is a list": Damage(listed_config, ["config.json: must hold a JSON object"]),
+    "half a tokeniser": Damage(half_a_tokenizer, ["tokenizer.json: not JSON"]),
     "other vocabulary": Damage(more_tokens, [EMBEDDING, "13", "11"]),
     "no folder": Damage(gone, ["no such folder"]),
 }

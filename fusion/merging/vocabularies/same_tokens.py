@@ -22,14 +22,15 @@ def other_tokens(inputs: Mapping[str, Checkpoint]) -> list[str]:
     """A problem for every input whose tokeniser numbers tokens otherwise than the first one's.
 
     Folders without a tokeniser are taken to have the first one's tokens, as are tokenisers that do not list their
-    tokens in JSON.
+    tokens in JSON. Files that should be JSON and are not are problems, too.
     """
-    (first, *others), labels = inputs.values(), input_labels(inputs)
-    problems = []
-    for label, other in zip(labels[1:], others, strict=True):
+    (first, *others), roles, labels = inputs.values(), list(inputs), input_labels(inputs)
+    problems: list[str] = []
+    base_ids = _ids_or_problem(first.folder, roles[0], problems)
+    for role, label, other in zip(roles[1:], labels[1:], others, strict=True):
         if is_adapter(other.folder) or _same_file(first.folder, other.folder):
             continue
-        found = differences(token_ids(first.folder), token_ids(other.folder))
+        found = differences(base_ids, _ids_or_problem(other.folder, role, problems))
         if found:
             shown = "; ".join(
                 f"{token} is {_quoted(mine)}, and {_quoted(wanted)} there" for token, wanted, mine in found[:SHOWN]
@@ -41,15 +42,29 @@ def other_tokens(inputs: Mapping[str, Checkpoint]) -> list[str]:
     return problems
 
 
+def _ids_or_problem(folder: Path, role: str, problems: list[str]) -> Ids:
+    try:
+        return token_ids(folder)
+    except UserError as error:
+        problems += [f"{role}: {problem}" for problem in error.problems]
+        return {}
+
+
 def token_ids(folder: Path) -> Ids:
-    """Token -> id as the tokeniser's files list them; empty where they do not."""
+    """Token -> id as the tokeniser's files list them; empty where they do not.
+
+    Raises:
+        UserError: a file is not JSON.
+    """
     try:
         content = read_json(folder / TOKENIZER_FILE)
         vocab = content.get("model", {}).get("vocab", {})
         pieces = vocab if isinstance(vocab, dict) else {piece: token for token, (piece, _) in enumerate(vocab)}
         added = {entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}
         return {**pieces, **added} or {**read_json(folder / VOCABULARY_FILE), **read_json(folder / ADDED_TOKENS)}
-    except (UserError, ValueError, KeyError, TypeError, AttributeError):  # nothing that could be compared
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError):  # nothing that could be compared
         return {}
 
 
