@@ -12,7 +12,7 @@ KEY_VARIABLE = "FUSION_TEST_JUDGE_KEY"
 
 
 class ChatServer:
-    """Answers with `answer(payload) -> text or (text, log-probabilities of the first token)`.
+    """Answers with `answer(payload) -> text, (text, log-probabilities of the first token) or (status, body)`.
 
     `faults` are used up one by one, whichever question comes: 429, 500, "timeout", "malformed", "empty", "cut".
     """
@@ -46,7 +46,10 @@ class ChatServer:
                 self.at_once -= 1
 
     def reply(self, payload):
+        """(status, body)"""
         found = self.answer(payload)
+        if isinstance(found, tuple) and isinstance(found[0], int):
+            return found
         text, first = found if isinstance(found, tuple) else (found, None)
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         if first is not None and payload.get("logprobs"):
@@ -54,7 +57,7 @@ class ChatServer:
             choice["logprobs"] = {"content": [{"token": text[:1], "logprob": 0.0, "top_logprobs": candidates}]}
         size = sum(len(message["content"]) for message in payload["messages"])
         usage = {"prompt_tokens": size, "completion_tokens": len(text)}
-        return {"model": f"{payload['model']}-2026", "choices": [choice], "usage": usage}
+        return 200, {"model": f"{payload['model']}-2026", "choices": [choice], "usage": usage}
 
 
 def handler(chat):
@@ -93,13 +96,13 @@ def handler(chat):
             elif fault == "malformed":
                 self.send(200, b'{"choices": [{"message": ')
             elif fault == "empty":
-                body = chat.reply(payload)
+                _, body = chat.reply(payload)
                 body["choices"][0]["message"]["content"] = None
                 self.send(200, body)
             elif fault == "cut":
                 self.close_connection = True
             else:
-                self.send(200, chat.reply(payload))
+                self.send(*chat.reply(payload))
 
     return Handler
 

@@ -5,6 +5,7 @@ The judge names the better answer with one letter; its log-probabilities give th
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from fusion.evaluation.sheet import ScoredItem, ScoreSheet
 NUM_INSTRUCTIONS = 805
 FIRST, SECOND = "m", "M"
 """The letters of the answer shown first and second."""
+LETTER = re.compile(rf"\W*({FIRST}|{SECOND})\b")
+"""A word of its own: "Model" names neither answer."""
 TOP_LOGPROBS = 5
 PUBLISHED_JUDGES = ("gpt-4-1106-preview", "gpt-4-turbo")
 
@@ -173,7 +176,8 @@ def preference(reply: Reply, model_is_second: bool) -> float | None:
     """
     own, other = (SECOND, FIRST) if model_is_second else (FIRST, SECOND)
     if reply.first_token is None:
-        return {own: 1.0, other: 0.0}.get(reply.text.strip()[:1])
+        letter = LETTER.match(reply.text)
+        return float(letter.group(1) == own) if letter else None
     letters: dict[str, float] = {}
     for token, logprob in reply.first_token.items():
         letters[token.strip()] = float(np.logaddexp(letters.get(token.strip(), -math.inf), logprob))

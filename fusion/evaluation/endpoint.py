@@ -5,12 +5,13 @@ only what is missing. The key is read from the environment when a question is se
 """
 
 import json
+import logging
 import os
 import random
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,13 @@ TRANSIENT = {408, 409, 425, 429}
 LONGEST_WAIT_S = 60.0
 EMPTY_REPEATS = 2
 """How often an empty answer is asked for again before it is believed."""
+LOST_IN_A_ROW = 8
+"""After so many questions in a row without an answer the endpoint is given up."""
 SHOWN_REASON = 200
+PROGRESS_STEPS = 10
+
+log = logging.getLogger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every question
 
 Message = Mapping[str, str]
 
@@ -40,7 +47,8 @@ class Question:
     temperature: float = 0.0
     max_tokens: int = 1024
     top_logprobs: int = 0
-    """Log-probabilities of so many candidates for every token of the answer; 0: none."""
+    """Log-probabilities of so many candidates for every token of the answer; 0: none. A model that refuses such
+    questions is asked without them."""
     seed: int | None = None
     sample: int = 0
     """Number of the repetition, where the same question is asked several times."""
@@ -128,6 +136,8 @@ class Endpoint:
             timeout=settings.timeout_s, limits=httpx.Limits(max_connections=settings.concurrency)
         )
         self._stop = threading.Event()
+        self._lost_in_a_row = 0
+        self._gives_logprobs = True
 
     def ask(self, question: Question) -> Reply:
         return self.ask_all([question])[0]
@@ -140,11 +150,13 @@ class Endpoint:
             UserError: questions stayed without an answer after all retries. What was answered is kept.
         """
         self._stop.clear()
+        self._lost_in_a_row = 0
         places = [self._path(question) for question in questions]
         unique = dict(zip(places, questions, strict=True))  # the same question is asked once
         with ThreadPoolExecutor(max_workers=self.settings.concurrency) as pool:
             futures = {path: pool.submit(self._answer, path, question) for path, question in unique.items()}
             try:
+                self._tell_progress(futures.values())
                 errors = [error for future in futures.values() if (error := future.exception()) is not None]
             except BaseException:  # the user's Ctrl-C must not wait for a thousand questions
                 self._stop.set()
@@ -159,13 +171,21 @@ class Endpoint:
             )
         return [futures[path].result() for path in places]
 
+    def _tell_progress(self, futures: Collection[Future[Reply]]) -> None:
+        """Waits for all, and says now and then how far they are."""
+        step = max(1, len(futures) // PROGRESS_STEPS)
+        asked = self.ledger.asked
+        for done, _ in enumerate(as_completed(futures), start=1):
+            if done % step == 0 and self.ledger.asked > asked and len(futures) > PROGRESS_STEPS:
+                log.info("%s: %d of %d questions done", self._where, done, len(futures))
+
     @property
     def _where(self) -> str:
         return f"{self.settings.model} at {self.settings.base_url}"
 
     def _answer(self, path: Path, question: Question) -> Reply:
         kept = _read_reply(path)
-        reply = kept or self._asked_patiently(question)
+        reply = kept or self._asked_or_lost(question)
         if kept is None and reply.text:  # an empty answer may be a fault of the moment
             write_json(path, {"endpoint": self.settings.base_url, "payload": self._payload(question), **asdict(reply)})
         self.ledger.book(reply, from_cache=kept is not None)
@@ -189,6 +209,18 @@ class Endpoint:
             "max_tokens": question.max_tokens,
             **{name: value for name, value in optional.items() if value is not None},
         }
+
+    def _asked_or_lost(self, question: Question) -> Reply:
+        """The reply; an endpoint that has lost many questions in a row is asked nothing more."""
+        try:
+            reply = self._asked_patiently(question)
+        except _Lost:
+            self._lost_in_a_row += 1
+            if self._lost_in_a_row >= LOST_IN_A_ROW:
+                self._stop.set()
+            raise
+        self._lost_in_a_row = 0
+        return reply
 
     def _asked_patiently(self, question: Question) -> Reply:
         """The reply, after as many attempts as the settings allow; an empty one is accepted from the last."""
@@ -214,7 +246,9 @@ class Endpoint:
 
     def _asked_once(self, question: Question) -> Reply:
         if self._stop.is_set():
-            raise _Lost("stopped after another question was refused")
+            raise _Lost("not asked, because the endpoint refused another question or answered none")
+        if not self._gives_logprobs:
+            question = replace(question, top_logprobs=0)
         try:
             response = self._client.post(
                 f"{self.settings.base_url.rstrip('/')}/chat/completions",
@@ -227,6 +261,10 @@ class Endpoint:
             raise _Lost(f"status {response.status_code}", _wait_asked_for(response))
         if response.status_code != 200:
             reason = self._without_key(" ".join(response.text.split()))[:SHOWN_REASON]
+            if question.top_logprobs and "logprob" in response.text:
+                log.warning("%s gives no log-probabilities (%s); asked without them", self._where, reason)
+                self._gives_logprobs = False
+                return self._asked_once(question)
             raise Refused(f"{self._where} refuses: status {response.status_code}: {reason}")
         return _parsed(response)
 

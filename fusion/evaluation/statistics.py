@@ -24,6 +24,8 @@ LEVEL = 0.05
 POWER = 0.8
 NUM_DRAWS = 10_000
 DRAWS_AT_ONCE = 1_000
+ROUNDING = 1e-12
+"""Sums of the same numbers in another order differ by this share at most."""
 """Bounds the memory of resampling: so many draws exist at the same time."""
 
 Interval = tuple[float, float]
@@ -239,9 +241,30 @@ def permutation_p_values(added_BI: np.ndarray, rng: np.random.Generator, num_dra
 
 
 def _nested_variance(one: Sample) -> tuple[float, float]:
-    """Variance of the mean over seeds, and its degrees of freedom."""
-    means_S = [_contributions(*seed).sum() for seed in one._seeds()]
-    return float(np.var(means_S, ddof=1)) / one.num_seeds, one.num_seeds - 1
+    """Variance of the mean over seeds, and its degrees of freedom.
+
+    Few right and wrong answers often give every seed the very same mean; that is chance, and the spread of the items
+    within the seeds takes its place.
+    """
+    between = _seeds_variance(one)
+    within = sum(_items_variance(*seed) for seed in one._seeds()) / one.num_seeds**2
+    return between or within, one.num_seeds - 1
+
+
+def _seeds_variance(one: Sample) -> float:
+    """Variance of the mean by the spread of the seeds' means; what differs by rounding alone is equal."""
+    means_S = np.array([_contributions(*seed).sum() for seed in one._seeds()])
+    return (
+        0.0 if np.ptp(means_S) <= ROUNDING * np.abs(means_S).max() else float(np.var(means_S, ddof=1)) / len(means_S)
+    )
+
+
+def _items_variance(values_I: np.ndarray, categories_I: np.ndarray, weights_I: np.ndarray) -> float:
+    """Variance of one seed's mean by the spread of its items within categories."""
+    influences_I = _influences(values_I, categories_I, weights_I)
+    names = np.unique(categories_I)
+    blocks = [influences_I[categories_I == name] for name in names]
+    return sum(float(block.var(ddof=1)) / len(block) for block in blocks if len(block) > 1) / len(names) ** 2
 
 
 def _crossed_variance(one: Sample) -> tuple[float, float]:
@@ -251,7 +274,7 @@ def _crossed_variance(one: Sample) -> tuple[float, float]:
     """
     categories_I, num_seeds = one.categories[0], one.num_seeds
     values_SI = np.stack([_influences(*seed) for seed in one._seeds()])
-    seeds = _nested_variance(one)[0]
+    seeds = _seeds_variance(one)
     items = noise = items_square = noise_square = 0.0
     names = np.unique(categories_I)
     for name in names:

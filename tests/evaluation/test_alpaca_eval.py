@@ -89,6 +89,19 @@ def test_drawn_verdicts_are_said_to_be_drawn(tmp_path, candidate):
     assert "Drawn verdicts: the judge gave no log-probabilities for 12 of 12" in " ".join(sheet.notes)
 
 
+def test_a_judge_that_refuses_log_probabilities_draws_verdicts(tmp_path, candidate):
+    def judge(payload):
+        if payload.get("logprobs"):
+            return 400, {"error": {"message": "logprobs are not supported by this model"}}
+        return "M" if shown(payload)[1] else "m"
+
+    with chat_server(judge) as server:
+        sheet = run(tmp_path, candidate, server)
+        assert len(server.payloads) <= 12 + 8  # what was under way is asked again, the others once
+    assert [one.score for one in sheet.items] == [1.0] * 6
+    assert sheet.facts["drawn"] == 12
+
+
 def test_unreadable_verdicts_are_counted_and_left_out(tmp_path, candidate):
     def judge(payload):
         word, is_second = shown(payload)
@@ -112,6 +125,9 @@ def test_unreadable_verdicts_are_counted_and_left_out(tmp_path, candidate):
         ("M", {"M": math.log(0.9), "x": math.log(0.1)}, True, 0.9),  # m is at most as probable as x
         ("x", {"x": -0.1}, True, None),
         (" m", None, False, 1.0),
+        ("**M**.", None, False, 0.0),
+        ("Model", None, True, None),
+        ("most", None, False, None),
         ("?", None, False, None),
         ("", None, True, None),
     ],

@@ -12,7 +12,7 @@ from chat_server import KEY, KEY_VARIABLE, chat_server, files_with
 
 from fusion.config import UserError
 from fusion.config.evaluation import EndpointConfig
-from fusion.evaluation.endpoint import Endpoint, Question, Refused
+from fusion.evaluation.endpoint import LOST_IN_A_ROW, Endpoint, Question, Refused
 
 
 def settings(server, **changes):
@@ -125,6 +125,25 @@ def test_a_question_without_answer_is_told_and_the_others_are_kept(tmp_path):
         assert len(endpoint.ask_all(questions)) == 6
         assert len(server.payloads) == before + 1
     assert endpoint.ledger.from_cache == 5
+
+
+def test_an_endpoint_that_is_down_is_given_up_early(tmp_path):
+    """Patience is for a question or a moment: not every one of a thousand questions is tried to the end."""
+    with chat_server(lambda payload: (503, {"error": "down"})) as server:
+        endpoint = Endpoint(settings(server, retries=2), tmp_path)
+        with pytest.raises(UserError, match=r"200 of 200 questions have no answer \(the first: status 503\)"):
+            endpoint.ask_all([question(number) for number in range(200)])
+        assert len(server.payloads) <= 3 * (LOST_IN_A_ROW + 4)
+
+
+def test_progress_is_told_and_not_every_request(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    with chat_server(echo) as server:
+        Endpoint(settings(server), tmp_path).ask_all([question(number) for number in range(50)])
+        assert "25 of 50 questions done" in caplog.text
+        assert len(caplog.records) == 10
+        Endpoint(settings(server), tmp_path).ask_all([question(number) for number in range(50)])
+    assert len(caplog.records) == 10  # nothing was asked
 
 
 def test_empty_answers_are_believed_at_last_but_not_kept(tmp_path):

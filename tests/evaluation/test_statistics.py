@@ -105,6 +105,17 @@ def test_intervals_over_seeds_and_items_hold_the_truth(spreads, crossed, num_see
     assert np.mean(hits) == pytest.approx(1 - np.mean(wrong))
 
 
+@pytest.mark.parametrize("num_items", [10, 60])
+def test_seeds_that_agree_by_chance_prove_nothing(num_items):
+    """Of rare differences two seeds often have equally many; their spread is not 0 for that."""
+    rng = np.random.default_rng(11)
+    sparse = (rng.random((2000, 2, num_items)) < 0.05) * 1.0 - (rng.random((2000, 2, num_items)) < 0.05)
+    found = [measure(sample(values, crossed=False)) for values in sparse]
+    agreed = [one for one in found if one.mean and one.p_value < 1e-9]
+    assert not agreed
+    assert np.mean([one.p_value < 0.05 for one in found]) <= 0.06
+
+
 def test_items_alone_would_be_far_too_sure_of_seeds():
     """Why seeds count: the same data, read as if every seed were more questions."""
     rng = np.random.default_rng(5)
