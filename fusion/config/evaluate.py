@@ -40,7 +40,7 @@ class EvaluateConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     """`models`: repetitions of generation, each with a seed of its own."""
     seed: int = 0
-    """Decides the built-in world and the draws of the statistics."""
+    """Decides the built-in world; the draws of the statistics are the same in every evaluation."""
     dtype: str = "auto"
     """Arithmetic of the weights: float32, bfloat16, float16 or auto (as stored)."""
     trust_remote_code: bool = False
@@ -71,6 +71,8 @@ def evaluate_problems(settings: EvaluateConfig) -> list[str]:
         for name in settings.scorers
         if name not in SCORERS
     ]
+    if not settings.scorers:
+        problems.append(f"scorers=[]: name one or more of {', '.join(SCORERS)}")
     if settings.models and settings.runs:
         problems.append("models and runs: give one of the two; runs bring their own dialogues and seeds")
     if settings.models and settings.only:

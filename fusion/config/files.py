@@ -4,10 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fusion.config.evaluate import EvaluateConfig
-from fusion.config.schema import MergeConfig, TrainConfig
+from fusion.config.schema import DataConfig, MergeConfig, TrainConfig
 
 WORLD = "world:"
 DIALOGUE_FILES = (".jsonl", ".json", ".parquet")
+BENCHMARK_FILES = {
+    "mt_bench": ("questions", "references", "prompts"),
+    "alpaca_eval": ("questions", "prompts", "gamed"),
+}
+NO_MODEL = "no such folder; give the folder of a Hugging Face model or a hub id"
 
 
 def looks_local(path: str) -> bool:
@@ -16,10 +21,12 @@ def looks_local(path: str) -> bool:
 
 
 def missing_files(settings: TrainConfig | MergeConfig | EvaluateConfig) -> list[str]:
-    """Every model folder and dialogue file that is named and not there; an evaluation looks for its own."""
+    """Every model folder and file that is named and not there."""
     if isinstance(settings, TrainConfig):
         return list(_missing(settings))
-    return list(_missing_base(settings)) if isinstance(settings, MergeConfig) else []
+    if isinstance(settings, MergeConfig):
+        return list(_missing_base(settings))
+    return list(_missing_of_evaluation(settings))
 
 
 def _missing(settings: TrainConfig) -> Iterator[str]:
@@ -30,12 +37,37 @@ def _missing(settings: TrainConfig) -> Iterator[str]:
     elif used:
         paths["source.path"] = settings.source.path
     for key, path in paths.items():
-        if path and not path.startswith(WORLD) and looks_local(path) and not Path(path).is_dir():
-            yield f"{key}={path}: no such folder; give the folder of a Hugging Face model or a hub id"
+        if _is_missing_model(path):
+            yield f"{key}={path}: {NO_MODEL}"
+    yield from _missing_dialogues(settings.data)
+
+
+def _is_missing_model(path: str) -> bool:
+    return bool(path) and not path.startswith(WORLD) and looks_local(path) and not Path(path).is_dir()
+
+
+def _missing_dialogues(data: DataConfig) -> Iterator[str]:
     for name in ("path", "heldout_path", "test_path"):
-        path = getattr(settings.data, name)
+        path = getattr(data, name)
         if path and Path(path).suffix in DIALOGUE_FILES and not Path(path).is_file():
             yield f"data.{name}={path}: no such file; give a JSON, JSONL or Parquet file"
+
+
+def _missing_of_evaluation(settings: EvaluateConfig) -> Iterator[str]:
+    """Models and dialogues unless runs bring them, and the files of the wanted benchmarks."""
+    for place, path in enumerate(settings.models):
+        if _is_missing_model(path):
+            yield f"models[{place}]={path}: {NO_MODEL}"
+    for place, path in enumerate(settings.runs):
+        if not Path(path).is_dir():
+            yield f"runs[{place}]={path}: no such folder; give a run of train.py or merge.py, or a folder above runs"
+    if settings.models and settings.reads_dialogues:
+        yield from _missing_dialogues(settings.data)
+    for name in BENCHMARK_FILES:
+        for field in BENCHMARK_FILES[name] if name in settings.scorers else ():
+            path = getattr(getattr(settings, name), field)
+            if Path(path).suffix and not Path(path).is_file():
+                yield f"{name}.{field}={path}: no such file"
 
 
 def _missing_base(settings: MergeConfig) -> Iterator[str]:

@@ -16,7 +16,7 @@ from fusion.config.evaluation import EndpointConfig, GenerationConfig
 from fusion.dialogues.dialogue import Message
 from fusion.dialogues.template import UnrenderableDialogue
 from fusion.evaluation.candidate import Candidate
-from fusion.evaluation.endpoint import Endpoint, Question
+from fusion.evaluation.endpoint import Endpoint, Question, endpoint_problems
 from fusion.evaluation.sampling import Draw, continuations, stop_ids_of
 
 MODEL_CODE = ("fusion.evaluation.answers", "fusion.evaluation.sampling", "fusion.dialogues", "fusion.teaching")
@@ -112,6 +112,11 @@ def _endpoint_settings(settings: GenerationConfig, model: str) -> EndpointConfig
         concurrency=settings.concurrency,
         timeout_s=settings.timeout_s,
     )
+
+
+def server_problems(settings: GenerationConfig) -> list[str]:
+    """Why the server of `settings` cannot be asked."""
+    return endpoint_problems(_endpoint_settings(settings, "any"), "generation")
 
 
 def make_generator(settings: GenerationConfig, cache: Path) -> Generator:

@@ -86,6 +86,8 @@ def alpaca_eval_instructions(settings: AlpacaEvalConfig) -> list[Instruction]:
         rows = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"alpaca_eval.questions={settings.questions}: no JSON list can be read: {error}") from error
+    if not isinstance(rows, list):
+        raise UserError(f"{path.name}: a JSON list of objects with `instruction` and `output` is expected")
     fields = ("instruction", "output")
     problems = [
         f"{path.name}, row {number}: texts `instruction` and `output` are expected"

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from fusion.cache import canonical_json, write_json
-from fusion.config import UserError
+from fusion.config import UserError, raise_problems
 from fusion.config.evaluation import EndpointConfig
 
 TRANSIENT = {408, 409, 425, 429}
@@ -126,9 +126,7 @@ class Endpoint:
 
     def __init__(self, settings: EndpointConfig, cache: Path) -> None:
         """Raises UserError, with every problem, for settings with which nothing can be asked."""
-        problems = _setting_problems(settings)
-        if problems:
-            raise UserError(problems)
+        raise_problems(endpoint_problems(settings, "judge"))
         self.settings = settings
         self.ledger = Ledger()
         self._cache = cache / "replies"
@@ -281,21 +279,25 @@ class Endpoint:
         return text.replace(key, "[key]") if key else text
 
 
-def _setting_problems(settings: EndpointConfig) -> list[str]:
+def endpoint_problems(settings: EndpointConfig, group: str) -> list[str]:
+    """Why nothing can be asked with these settings, which are those of `group` (judge, generation)."""
     problems = []
     url = urlsplit(settings.base_url)
     if url.scheme not in ("http", "https") or not url.hostname:
-        problems.append(f"base_url={settings.base_url!r}: the address of an endpoint is expected, http://HOST:PORT/v1")
+        problems.append(
+            f"{group}.base_url={settings.base_url!r}: the address of an endpoint is expected, http://HOST:PORT/v1"
+        )
     if url.username or url.password or url.query:
         problems = [
-            "base_url must hold no key or password (it is recorded); name an environment variable in key_variable"
+            f"{group}.base_url must hold no key or password (it is recorded); name an environment variable in "
+            f"{group}.key_variable"
         ]
     if not settings.model:
-        problems.append("the endpoint's model is not named; set judge.model")
+        problems.append(f"the endpoint's model is not named; set {group}.model")
     if settings.key_variable and not os.environ.get(settings.key_variable):
         problems.append(
             f"the environment variable {settings.key_variable} is not set; export it with the endpoint's key, or name "
-            "another in key_variable (empty for endpoints without keys)"
+            f"another in {group}.key_variable (empty for endpoints without keys)"
         )
     return problems
 

@@ -1,10 +1,13 @@
 """Which models are evaluated on which dialogues: named by the user, or found in runs over several seeds."""
 
 import json
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from fusion.cache import file_hash
 from fusion.config import UserError
 from fusion.config.evaluate import EvaluateConfig
 from fusion.config.schema import DataConfig, ModelConfig
@@ -14,7 +17,10 @@ from fusion.tracking.record import LINEAGE, RESULT, read_result
 from fusion.tracking.rows import read_runs
 from fusion.world.resolve import with_world_paths
 
-ORDER = ("pivot", "source", "sft", "target", "merged")
+ONLY_TRAINING = ("path", "heldout_fraction", "limit", "long")
+"""Settings of dialogues that decide nothing but the training, where held-out dialogues have a file of their own."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,12 +94,18 @@ def _finished(root: Path) -> list[tuple[Path, dict]]:
 
 
 def _models_of_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Entry]:
-    """The models that the runs compared and `only` names: one repetition per seed that measured it."""
+    """The models that the runs compared and `only` names: one repetition per seed that measured it.
+
+    A seed whose model is gone is left out, and a warning says so.
+    """
     rows, _ = read_runs(folders)
     by_seed = _dialogues_by_seed(folders)
     entries = []
     for line in choose(lines(summarise(rows)), config.only):
         known = {row.seed: row for row in line.rows if row.seed in by_seed and Path(row.path).is_dir()}
+        gone = {row.seed: row for row in line.rows if row.seed not in known}
+        for seed, row in gone.items():
+            log.warning("%s: seed %s is left out: there is no model at %s", line.name, seed, row.path or "(no path)")
         repetitions = tuple(
             Repetition(_model(line.name, row.path, config), by_seed[seed], (seed,)) for seed, row in known.items()
         )
@@ -113,9 +125,23 @@ def _dialogues_by_seed(folders: Sequence[Path]) -> dict[int, DataConfig]:
             data = _dialogues(file.parent)
             if data is None:
                 continue
-            if found.setdefault(int(result["seed"]), data) != data:
-                raise UserError(f"{file.parent}: other dialogues than another run of seed {result['seed']} has")
+            if _content(found.setdefault(int(result["seed"]), data)) != _content(data):
+                raise UserError(
+                    f"{file.parent}: other test or held-out dialogues than another run of seed {result['seed']} has "
+                    "(or other data.max_length, form, clean); evaluate these runs apart"
+                )
     return found
+
+
+def _content(data: DataConfig) -> dict[str, Any]:
+    """`data` with hashes for its files, without what only training reads: equal where the scores can be compared."""
+    files = {name: _hash_of_file(getattr(data, name)) for name in ("path", "heldout_path", "test_path")}
+    content = {**asdict(data), **files, "name": "", "num_dialogues": None}
+    return {**content, **dict.fromkeys(ONLY_TRAINING)} if data.heldout_path else content
+
+
+def _hash_of_file(path: str | None) -> str | None:
+    return file_hash(Path(path)) if path and Path(path).is_file() else path
 
 
 def _dialogues(run: Path) -> DataConfig | None:

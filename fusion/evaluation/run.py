@@ -1,19 +1,20 @@
 """The evaluation itself: every scorer on every model, one model in memory at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from fusion.config import UserError
+from fusion.config import UserError, raise_problems
 from fusion.config.evaluate import JUDGED, EvaluateConfig
 from fusion.config.evaluation import AlpacaEvalConfig
 from fusion.evaluation.alpaca_eval import AlpacaEval
-from fusion.evaluation.answers import Generator, make_generator
+from fusion.evaluation.answers import Generator, make_generator, server_problems
 from fusion.evaluation.benchmark_files import alpaca_eval_instructions, gamed_annotations, mt_bench_questions
 from fusion.evaluation.candidate import Candidate
 from fusion.evaluation.compare import read_test_and_heldout
 from fusion.evaluation.dialogue_scorers import Heldout, Readings, Skills
-from fusion.evaluation.endpoint import Endpoint
+from fusion.evaluation.endpoint import Endpoint, endpoint_problems
 from fusion.evaluation.entries import Entry, Repetition
 from fusion.evaluation.judge_prompts import alpaca_eval_prompt, mt_bench_prompts
 from fusion.evaluation.length_control import Gamed, read_gamed
@@ -33,19 +34,10 @@ class Workshop:
 
     @classmethod
     def of(cls, config: EvaluateConfig) -> "Workshop":
-        """Raises UserError before any model is loaded where questions, prompts or the judge cannot be had."""
-        judge = Endpoint(config.judge, Path(config.paths.cache)) if set(JUDGED) & set(config.scorers) else None
-        shop = cls(config, judge)
-        if "mt_bench" in config.scorers:
-            mt_bench_questions(config.mt_bench), mt_bench_prompts(config.mt_bench.prompts)
-        if "alpaca_eval" in config.scorers:
-            alpaca_eval_instructions(config.alpaca_eval), alpaca_eval_prompt(config.alpaca_eval.prompts)
-            _gamed(config.alpaca_eval)
-        if "lm_eval" in config.scorers:
-            from fusion.evaluation.harness import require_harness
-
-            require_harness(config.lm_eval)
-        return shop
+        """Raises UserError before any model is loaded, with everything that the scorers cannot read or use."""
+        raise_problems([problem for need in _needs(config) for problem in _problems_of(need)])
+        is_judged = bool(set(JUDGED) & set(config.scorers))
+        return cls(config, Endpoint(config.judge, Path(config.paths.cache)) if is_judged else None)
 
     def scorers(self, repetition: Repetition) -> dict[str, Scorer]:
         """The wanted scorers by name, for one repetition of a model."""
@@ -95,14 +87,51 @@ class Workshop:
         return Harness(self.config.lm_eval, repetition.seeds[0])
 
 
+def _needs(config: EvaluateConfig) -> Iterator[Callable[[], object]]:
+    """What the wanted scorers read before they begin; each raises UserError by itself."""
+    wanted, mt_bench, alpaca_eval = set(config.scorers), config.mt_bench, config.alpaca_eval
+    if wanted & set(JUDGED):
+        yield lambda: raise_problems(endpoint_problems(config.judge, "judge"))
+        if config.generation.base_url:
+            yield lambda: raise_problems(server_problems(config.generation))
+    if "mt_bench" in wanted:
+        yield lambda: mt_bench_questions(mt_bench)
+        yield lambda: mt_bench_prompts(mt_bench.prompts)
+    if "alpaca_eval" in wanted:
+        yield lambda: alpaca_eval_instructions(alpaca_eval)
+        yield lambda: alpaca_eval_prompt(alpaca_eval.prompts)
+        yield lambda: _gamed(alpaca_eval)
+    if "lm_eval" in wanted:
+        from fusion.evaluation.harness import require_harness
+
+        yield lambda: require_harness(config.lm_eval)
+
+
+def _problems_of(need: Callable[[], object]) -> list[str]:
+    try:
+        need()
+    except UserError as error:
+        return error.problems
+    return []
+
+
 def _gamed(settings: AlpacaEvalConfig) -> Gamed | None:
     path = gamed_annotations(settings)
     return read_gamed(path) if path else None
 
 
+def require_readable(entries: Sequence[Entry]) -> None:
+    """Raises UserError with every model whose tokeniser or template cannot be used, before hours go into the first."""
+    pivot = entries[0].repetitions[0].model
+    models = dict.fromkeys(one.model for entry in entries for one in entry.repetitions)
+    found = [problem for model in models for problem in _problems_of(partial(Candidate.of_folder, model, pivot))]
+    raise_problems(list(dict.fromkeys(found)))
+
+
 def evaluate(config: EvaluateConfig, entries: Sequence[Entry], shop: Workshop, told: Told) -> list[list[ScoreSheet]]:
     """Sheets by scorer, in each the entries in order; a scorer that has no items of a model leaves it out."""
     found: dict[str, list[ScoreSheet]] = {name: [] for name in dict.fromkeys(config.scorers)}
+    require_readable(entries)
     pivot = entries[0].repetitions[0].model
     for entry in entries:
         sheets: dict[str, list[ScoreSheet]] = {name: [] for name in found}

@@ -101,11 +101,11 @@ def test_a_judged_evaluation_end_to_end(tiny_pivot, tiny_source, tmp_path):
 
 def test_mistakes_are_told_at_once(tmp_path):
     output = run(tmp_path, "models=[/nowhere]", "scorers=[skils,mt_bench]", "seeds=[1,1]", code=2)
-    assert "3 problems" in output
+    assert "4 problems" in output
     assert "skils is not a scorer; choose from skills" in output
     assert "a judge is needed" in output
     assert "Traceback" not in output
-    output = run(tmp_path, "scorers=[mt_bench]", "models=[/nowhere]", "judge=openai", code=2, OPENAI_API_KEY="")
+    output = run(tmp_path, "scorers=[mt_bench]", f"models=[{tmp_path}]", "judge=openai", code=2, OPENAI_API_KEY="")
     assert "environment variable OPENAI_API_KEY is not set" in output
 
 
@@ -241,3 +241,76 @@ def test_no_world_is_built_for_scorers_that_read_no_dialogues(tmp_path):
     config = EvaluateConfig(models=["/a"], scorers=["mt_bench"], data=DataConfig(), paths=PathsConfig(cache="nowhere"))
     ((only,),) = [entry.repetitions for entry in find_entries(config)]
     assert only.data.path == ""
+
+
+def test_every_missing_file_and_model_is_told_before_anything_is_scored(tiny_pivot, tmp_path):
+    output = run(
+        tmp_path,
+        f"models=[{tiny_pivot.path},/nowhere,/no/where/else]",
+        "scorers=[heldout,mt_bench,alpaca_eval]",
+        "data=jsonl",
+        "data.path=mine.jsonl",
+        "judge=local",
+        "mt_bench.questions=question.jsonl",
+        "mt_bench.prompts=prompts.jsonl",
+        "alpaca_eval.questions=baseline.json",
+        code=2,
+    )
+    assert "6 problems" in output
+    for told in (
+        "models[1]=/nowhere",
+        "models[2]=",
+        "data.path=mine",
+        "mt_bench.questions=",
+        "alpaca_eval.questions=",
+    ):
+        assert told in output
+    assert "done, seeds" not in output
+
+
+def test_every_unusable_file_and_model_is_told_before_anything_is_scored(tiny_pivot, tmp_path):
+    """Files that are there and wrong: the scorers' all at once, then the models' all at once."""
+    (tmp_path / "bad.jsonl").write_text('{"question_id": 1}\n')
+    (tmp_path / "bad.json").write_text('{"a": 1}')
+    arguments = [
+        "scorers=[mt_bench,alpaca_eval]",
+        "judge=local",
+        "judge.base_url=localhost:1",
+        "alpaca_eval.gamed=''",
+        "generation.base_url=http://user:secret@localhost/v1",
+    ]
+    wrong = ["mt_bench.questions=bad.jsonl", "alpaca_eval.questions=bad.json"]
+    output = run(tmp_path, f"models=[{tiny_pivot.path}]", *arguments, *wrong, code=2)
+    assert "4 problems" in output
+    assert "judge.base_url='localhost:1'" in output
+    assert "generation.base_url must hold no key" in output
+    assert "bad.json: a JSON list" in output
+    assert "secret" not in output
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    scored = ["scorers=[heldout]", "data=jsonl", f"data.path={dialogues(tmp_path / 'mine.jsonl')}"]
+    output = run(tmp_path, f"models=[{tiny_pivot.path},one,two]", *scored, code=2)
+    assert "2 problems" in output
+    assert "done, seeds" not in output
+    assert "scorers=[]: name one or more" in run(tmp_path, f"models=[{tiny_pivot.path}]", "scorers=[]", code=2)
+
+
+def test_a_seed_whose_model_is_gone_is_told(runs, caplog):
+    file = runs / "seed2" / "result.json"
+    result = json.loads(file.read_text())
+    result["comparison"][1]["path"] = "/nowhere"
+    file.write_text(json.dumps(result))
+    (pivot, merged) = find_entries(EvaluateConfig(runs=[str(runs)]))
+    assert [one.seeds for one in pivot.repetitions] == [(1,), (2,)]
+    assert [one.seeds for one in merged.repetitions] == [(1,)]
+    assert "merged sce: seed 2 is left out: there is no model at /nowhere" in caplog.text
+
+
+def test_runs_are_compared_by_what_their_dialogues_say(runs, tmp_path, tiny_pivot):
+    """Copies of a file and other training dialogues are no difference; other held-out dialogues are one."""
+    copy = DataConfig("other", "train.jsonl", heldout_path=dialogues(tmp_path / "copy.jsonl"))
+    record_run(runs / "copy", 1, [("target", "a", tiny_pivot.path)], copy)
+    assert len(find_entries(EvaluateConfig(runs=[str(runs)]))) == 3
+    dialogues(tmp_path / "copy.jsonl", words=("river", "wire"))
+    with pytest.raises(UserError, match="other test or held-out dialogues than another run of seed 1"):
+        find_entries(EvaluateConfig(runs=[str(runs)]))
