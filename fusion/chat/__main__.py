@@ -1,10 +1,13 @@
 """Talk to models side by side: `python -m fusion.chat MODEL [MODEL ...] [--web]`."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
 from fusion.config import EXIT_USER_ERROR, UserError
+
+HIGHEST_PORT = 65_535
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--web", action="store_true", help="a page on this machine instead of the terminal")
     parser.add_argument("--port", type=int, default=8321, help="of the page (default: 8321; 0: any that is free)")
     options = parser.parse_args(arguments)
-    if options.temperature < 0 or options.max_new_tokens < 1:
-        parser.error("--temperature is 0 or more, --max-new-tokens 1 or more")
+    if not 0 <= options.temperature < math.inf or options.max_new_tokens < 1 or not 0 <= options.port <= HIGHEST_PORT:
+        parser.error(f"--temperature is 0 or more, --max-new-tokens 1 or more, --port from 0 to {HIGHEST_PORT}")
     from fusion.chat.speaker import speakers
 
     settings = {

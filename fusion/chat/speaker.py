@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import TypeAlias
 
 import numpy as np
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.generation.streamers import TextStreamer
 
+from fusion.config import UserError, raise_problems
 from fusion.config.schema import ModelConfig
 from fusion.dialogues.dialogue import Message
 from fusion.evaluation.answers import fitting, max_new_tokens_within
@@ -21,11 +23,16 @@ Queue: TypeAlias = "SimpleQueue[str | BaseException | None]"
 
 
 class _Pieces(TextStreamer):
-    """Hands out text as soon as its words are complete; None is the end."""
+    """Hands out text as soon as its words are complete; None is the end. Ends the generation when `stop` is set."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, queue: Queue) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, queue: Queue, stop: Event) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._queue = queue
+        self._queue, self._stop = queue, stop
+
+    def put(self, value: Tensor) -> None:
+        if self._stop.is_set():
+            raise InterruptedError("nobody reads the answer on")
+        super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if text:
@@ -65,17 +72,22 @@ class Speaker:
         asked = [*self.messages, Message("user", question)]
         prompt_N = self.candidate.reader.encoder.encode_prompt(asked)
         queue: Queue = SimpleQueue()
-        writer = Thread(target=self._write, args=(prompt_N, queue), daemon=True)
+        stop = Event()
+        writer = Thread(target=self._write, args=(prompt_N, queue, stop), daemon=True)
         writer.start()
         said = ""
-        while (piece := queue.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
-            said += piece
-            yield piece
+        try:
+            while (piece := queue.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                said += piece
+                yield piece
+        finally:  # nobody reads on: the model is free for the next question when this returns
+            stop.set()
+            writer.join()
         self.messages = [*asked, Message("assistant", said.strip())]
 
-    def _write(self, prompt_N: np.ndarray, queue: Queue) -> None:
+    def _write(self, prompt_N: np.ndarray, queue: Queue, stop: Event) -> None:
         module, reader = self.candidate.module(), self.candidate.reader
         room = max_new_tokens_within(module, self.max_new_tokens)
         draw = Draw.named(self.temperature, self.seed, self.name, len(self.messages))
@@ -87,7 +99,7 @@ class Speaker:
                 [draw],
                 stop_ids_of(module, reader.end_of_turn_id),
                 room,
-                _Pieces(reader.tokenizer, queue),
+                _Pieces(reader.tokenizer, queue, stop),
             )
         except BaseException as error:  # it belongs to whoever reads the pieces
             queue.put(error)
@@ -96,7 +108,19 @@ class Speaker:
 
 
 def speakers(paths: list[str], **settings: float) -> list[Speaker]:
-    """A speaker per model folder, hub id or run folder; one without a chat template reads the first one's."""
+    """A speaker per model folder, hub id or run folder; one without a chat template reads the first one's.
+
+    Raises UserError with every model that cannot be read, before any weights are loaded.
+    """
     names = unique_names([short_name(path) for path in paths])
     models = [ModelConfig(name, model_folder(path), dtype="auto") for name, path in zip(names, paths, strict=True)]
-    return [Speaker.of(model, models[0], **settings) for model in models]
+    found, problems = [], []
+    for model in models:
+        try:
+            found.append(Candidate.of_folder(model, models[0]))
+        except UserError as error:
+            problems += error.problems
+    raise_problems(list(dict.fromkeys(problems)))
+    for candidate in found:
+        candidate.module()
+    return [Speaker(candidate, **settings) for candidate in found]  # type: ignore[arg-type]

@@ -95,8 +95,31 @@ def test_the_command(tiny_pivot):
 def test_a_model_that_is_not_there(capsys):
     from fusion.chat.__main__ import main
 
-    assert main(["/nowhere/at/all"]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert main(["/nowhere/at/all", "/nor/here"]) == 2
+    assert capsys.readouterr().err.count("no such folder") == 2
+
+
+@pytest.mark.parametrize("option", [["--port", "99999"], ["--temperature", "nan"], ["--max-new-tokens", "0"]])
+def test_options_that_cannot_be(option, capsys):
+    from fusion.chat.__main__ import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["/nowhere", *option])
+    assert ended.value.code == 2
+    assert option[0] in capsys.readouterr().err
+
+
+def test_an_answer_that_nobody_reads_on_ends(tiny_pivot):
+    """A page that is closed frees the model: its thread ends, and its own settings are back."""
+    (speaker,) = speakers([tiny_pivot.path], max_new_tokens=400)
+    own, before = speaker.candidate.module().generation_config, threading.active_count()
+    pieces = speaker.answer("say river")
+    next(pieces)
+    pieces.close()
+    assert threading.active_count() == before
+    assert speaker.candidate.module().generation_config is own
+    assert speaker.messages == []
+    assert "".join(speaker.answer("say river"))
 
 
 @pytest.fixture
