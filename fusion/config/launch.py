@@ -30,6 +30,8 @@ from fusion.config.help import help_text
 from fusion.config.origins import with_origins
 from fusion.config.rules import settings_problems
 
+UNWRITABLE = (FileExistsError, NotADirectoryError, PermissionError)
+"""What Python says of folders that cannot be made: a file is in the way, or they belong to someone else."""
 CANCEL = "CANCEL"
 HELP_FLAGS = {"--help", "-h"}
 UNCHECKED_FLAGS = {"--hydra-help", "--version", "--shell-completion", "-sc"}
@@ -91,6 +93,11 @@ def launch(entry: str, run: Callable[[Any, Job], Any], run_together: Callable[[J
         _complain(error.problems)
     except (HydraException, OmegaConfBaseException) as error:
         _complain(_by_option(entry) or str(error).splitlines()[:1])
+    except UNWRITABLE as error:
+        where = f"{error.filename}: {error.strerror}"
+        _complain(
+            [f"{where}; name folders that can be written: hydra.run.dir, hydra.sweep.dir, paths.runs, paths.cache"]
+        )
     if failures.problems:
         _tell(failures.problems)
         if failures.again:

@@ -295,6 +295,15 @@ def test_every_unusable_file_and_model_is_told_before_anything_is_scored(tiny_pi
     assert "scorers=[]: name one or more" in run(tmp_path, f"models=[{tiny_pivot.path}]", "scorers=[]", code=2)
 
 
+def test_folders_that_cannot_be_made(tiny_pivot, tmp_path):
+    (tmp_path / "file").touch()
+    scored = ["scorers=[heldout]", "data=jsonl", f"data.path={dialogues(tmp_path / 'mine.jsonl')}"]
+    for place in ("hydra.run.dir=file", "hydra.run.dir=file/out", "paths.cache=file"):
+        output = run(tmp_path, f"models=[{tiny_pivot.path}]", *scored, place, code=2)
+        assert "name folders that can be written" in output
+        assert "Traceback" not in output
+
+
 def test_a_seed_whose_model_is_gone_is_told(runs, caplog):
     file = runs / "seed2" / "result.json"
     result = json.loads(file.read_text())
