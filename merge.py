@@ -386,9 +386,18 @@ def score(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | No
     return rows
 
 
+def method_problems(config: MergeConfig) -> list[str]:
+    """What is wrong with the method and its parameters, as far as it can be said without the targets."""
+    try:
+        checked_request(config.merge, None)
+    except UserError as error:
+        return error.problems
+    return []
+
+
 def main() -> None:
     """Console entry point `fusion-merge`."""
-    launch("merge", run, run_together)
+    launch("merge", run, run_together, method_problems)
 
 
 if __name__ == "__main__":

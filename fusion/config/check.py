@@ -2,11 +2,13 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
@@ -18,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fusion.config.compose import CONFIG_FOLDER, SCHEMAS, overridable, to_settings
-from fusion.config.origins import Origin, defaults_problem, file_problems, with_origins
+from fusion.config.files import missing_files
+from fusion.config.origins import Origin, defaults_problem, file_problems, shown, with_origins
 from fusion.config.rules import settings_problems
 
 CHECKED_CHOICES = 64
@@ -32,6 +35,11 @@ EXTRAS = {
 }
 """Sweepers and launchers of Hydra -> the extra that brings them."""
 NO_GROUP = re.compile(r"Could not override '([^']+)'. No match in the defaults list")
+UNREADABLE = (yaml.YAMLError, UnicodeDecodeError)
+"""What Hydra lets through of files that are no YAML, or no text."""
+More = Callable[[Any], list[str]]
+"""What an entry point itself finds wrong with settings. It may load libraries, so it is asked beside other mistakes
+alone; a command without any meets the same check when it runs."""
 EXPECTED = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
 
 
@@ -40,11 +48,14 @@ class _Checker:
     entry: str
     loader: ConfigLoaderImpl
     groups: list[str]
+    more: More
 
     def problems(self, overrides: Sequence[Override]) -> list[str]:
         plain = not any(one.is_sweep_override() or _adds(one) or self._is_list_of_options(one) for one in overrides)
-        if plain and isinstance(self._compose([str(override.input_line) for override in overrides]), DictConfig):
-            return []
+        if plain:
+            whole = self._compose([str(override.input_line) for override in overrides])
+            if isinstance(whole, DictConfig):
+                return self._method_problems(whole)
         problems: list[str] = []
         groups = [override for override in overrides if self._is_group(override)]
         valid: list[str] = []
@@ -52,23 +63,44 @@ class _Checker:
             found = self._group_problems(override)
             problems += found
             if not found:
-                valid.append(next(_single(override)))
+                first, *others = islice(_single(override), CHECKED_CHOICES)
+                valid.append(first)
+                problems += [problem for choice in others for problem in self._own_file_problems(choice)]
         composed = self._compose(valid)
         base = composed if isinstance(composed, DictConfig) else None
         if isinstance(composed, str):
-            found, base = self._choice_problems(valid, composed)
+            found, valid, base = self._choice_problems(valid, composed)
             problems += found
         if base is None:
             return problems
         for override in overrides:
             if override not in groups and not override.key_or_group.startswith("hydra"):
                 problems += self._key_problems(override, base)
+        problems += self._method_problems(base)
         if problems and not any(override.is_sweep_override() for override in overrides):
             problems += self._rule_problems(base, valid, overrides)
         return problems
 
-    def _choice_problems(self, choices: list[str], reason: str) -> tuple[list[str], DictConfig | None]:
-        """What is wrong with files that were chosen, and the settings composed without those."""
+    def _own_file_problems(self, choice: str) -> list[str]:
+        """Mistakes in a file of the user's own that a sweep chooses; ours need not be composed one by one."""
+        if (CONFIG_FOLDER / f"{choice.replace('=', '/')}.yaml").is_file():
+            return []
+        composed = self._compose([choice])
+        if isinstance(composed, str):
+            return self._choice_problems([choice], composed)[0]
+        return [f"{choice}: {problem}" for problem in self._method_problems(composed)]
+
+    def _method_problems(self, config: DictConfig) -> list[str]:
+        """A merge without its method, which names the job's folder and so must be there before anything else."""
+        if self.entry != "merge":
+            return []
+        method = OmegaConf.select(config, "merge.method", default=None, throw_on_missing=False)
+        if isinstance(method, str) and method:
+            return []
+        return [f"merge.method={method}: the name of a method is expected, in the file as `method: sce`"]
+
+    def _choice_problems(self, choices: list[str], reason: str) -> tuple[list[str], list[str], DictConfig | None]:
+        """What is wrong with files that were chosen, the choices without those, and what these compose."""
         problems, whole = [], []
         for choice in choices:
             alone = self._compose([choice])
@@ -78,8 +110,8 @@ class _Checker:
                 problems += self._file_problems([choice]) or [f"{choice}: {alone}"]
         base = self._compose(whole)
         if isinstance(base, DictConfig):
-            return problems or [reason], base
-        return problems or self._file_problems(whole) or [base], None
+            return problems or [reason], whole, base
+        return problems or self._file_problems(whole) or [base], whole, None
 
     def _file_problems(self, choices: list[str]) -> list[str]:
         """Mistakes in YAML files, with their lines."""
@@ -88,6 +120,8 @@ class _Checker:
             wrong = file_problems(self.loader, self.entry, choices, schema)
         except HydraException as error:
             return self._defaults_problems(error, choices)
+        except UNREADABLE as error:
+            return [_explain(error)] if isinstance(error, yaml.MarkedYAMLError) else []
         known = [*_keys(schema), *self.groups]
         return [f"{origin.text}: {self._told(origin, schema, known)}" for origin in wrong]
 
@@ -124,7 +158,8 @@ class _Checker:
         except OmegaConfBaseException:
             return []
         given = {override.key_or_group for override in overrides}
-        return with_origins(settings_problems(settings), self.loader, self.entry, valid, given)
+        found = [*settings_problems(settings), *missing_files(settings), *self.more(settings)]
+        return with_origins(found, self.loader, self.entry, valid, given)
 
     def _is_group(self, override: Override) -> bool:
         return override.key_or_group in self.groups
@@ -176,14 +211,14 @@ class _Checker:
         """The composed config, or what is wrong with it in one sentence."""
         try:
             return compose(self.entry, overrides=overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, *UNREADABLE) as error:
             return _explain(error)
 
 
 _MISSING = object()
 
 
-def command_line_problems(entry: str, arguments: Sequence[str]) -> list[str]:
+def command_line_problems(entry: str, arguments: Sequence[str], more: More = lambda settings: []) -> list[str]:
     """What is wrong with `arguments` for the entry `train` or `merge`; empty when they compose."""
     options, unknown = get_args_parser().parse_known_args(list(arguments))
     flags = [word for word in unknown if word.startswith("-")]
@@ -209,7 +244,7 @@ def command_line_problems(entry: str, arguments: Sequence[str]) -> list[str]:
             swept = [override for override in overrides if override.is_sweep_override()]
             overrides = [override for override in overrides if override not in swept]
             problems += [f"{one.input_line}: several values are a sweep: put -m in front" for one in swept]
-        return [*problems, *_Checker(entry, loader, loader.list_groups("")).problems(overrides)]
+        return [*problems, *_Checker(entry, loader, loader.list_groups(""), more).problems(overrides)]
 
 
 def sweep_problems(entry: str, arguments: Sequence[str]) -> list[str]:
@@ -220,7 +255,7 @@ def sweep_problems(entry: str, arguments: Sequence[str]) -> list[str]:
         assert isinstance(loader, ConfigLoaderImpl)
         overrides = OverridesParser.create().parse_overrides([*options.overrides, *rest])
         _search_also(loader, options.config_dir, overrides)
-        return _Checker(entry, loader, loader.list_groups("")).problems_by_option(overrides)
+        return _Checker(entry, loader, loader.list_groups(""), lambda settings: []).problems_by_option(overrides)
 
 
 def _search_also(loader: ConfigLoaderImpl, folder: str | None, overrides: Sequence[Override]) -> None:
@@ -292,8 +327,17 @@ def _explain(error: Exception) -> str:
     reason = error
     while reason.__cause__ is not None and isinstance(reason.__cause__, Exception):
         reason = reason.__cause__
+    if isinstance(reason, yaml.MarkedYAMLError) and reason.problem_mark:
+        mark = reason.problem_mark
+        return f"{shown(Path(mark.name))}, line {mark.line + 1}: no YAML: {reason.problem}"
+    if isinstance(reason, yaml.YAMLError):
+        return f"no YAML: {reason}"
+    if isinstance(reason, UnicodeDecodeError):
+        return "the file is no text in UTF-8; save it as that"
     lines = [line for line in str(reason).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
+    if text.endswith("ConfigTypeError raised while composing config:"):
+        return "the file holds no table; write KEY: VALUE, one per line"
     if text.endswith("is not a ListConfig, list or tuple."):
         return "a list in brackets is expected, for instance [a,b]"
     if group := NO_GROUP.search(text):

@@ -33,7 +33,8 @@ def _missing(settings: TrainConfig) -> Iterator[str]:
     used = settings.source.members or settings.objective.name == "fusion"
     paths = {"pivot.path": settings.pivot.path}
     if settings.source.members:
-        paths |= {f"source.members.{name}.path": one.get("path", "") for name, one in settings.source.members.items()}
+        members = {name: one for name, one in settings.source.members.items() if isinstance(one, dict)}
+        paths |= {f"source.members.{name}.path": one.get("path", "") for name, one in members.items()}
     elif used:
         paths["source.path"] = settings.source.path
     for key, path in paths.items():

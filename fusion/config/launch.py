@@ -1,12 +1,13 @@
 """From a command line to a job: checked, composed by Hydra, and handed over as typed settings."""
 
+import errno
 import os
 import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fusion.cache import keep_digests
-from fusion.config.check import command_line_problems, sweep_problems
+from fusion.config.check import More, command_line_problems, sweep_problems
 from fusion.config.compose import CONFIG_FOLDER, SCHEMAS, register, to_settings
 from fusion.config.errors import EXIT_USER_ERROR, UserError, raise_problems
 from fusion.config.files import missing_files
@@ -30,9 +31,8 @@ from fusion.config.help import help_text
 from fusion.config.origins import with_origins
 from fusion.config.rules import settings_problems
 
-UNWRITABLE = (FileExistsError, NotADirectoryError, PermissionError)
-"""What Python says of folders that cannot be made: a file is in the way, or they belong to someone else."""
 CANCEL = "CANCEL"
+DISK_ERRORS = {errno.EACCES, errno.EEXIST, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
 HELP_FLAGS = {"--help", "-h"}
 UNCHECKED_FLAGS = {"--hydra-help", "--version", "--shell-completion", "-sc"}
 
@@ -57,10 +57,16 @@ Jobs = list[tuple[Any, Job]]
 """Settings of jobs, and the jobs."""
 
 
-def launch(entry: str, run: Callable[[Any, Job], Any], run_together: Callable[[Jobs], None] | None = None) -> None:
+def launch(
+    entry: str,
+    run: Callable[[Any, Job], Any],
+    run_together: Callable[[Jobs], None] | None = None,
+    more: More = lambda settings: [],
+) -> None:
     """Run `run(settings, job)`, once or once per job of a sweep; exit with 2 on the user's mistakes.
 
-    Jobs of a sweep with `sweep=fused` wait until Hydra has composed them all; then `run_together` gets them.
+    Jobs of a sweep with `sweep=fused` wait until Hydra has composed them all; then `run_together` gets them. `more`
+    finds mistakes that only the entry point knows of, to be told with the others.
     """
     if HELP_FLAGS & set(sys.argv[1:]):
         print(help_text(entry))
@@ -83,21 +89,17 @@ def launch(entry: str, run: Callable[[Any, Job], Any], run_together: Callable[[J
 
     try:
         if not UNCHECKED_FLAGS & set(sys.argv[1:]):
-            raise_problems(command_line_problems(entry, sys.argv[1:]))
-        hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=entry)(
-            lambda config: _run(entry, run_or_wait, config, failures, starter)
-        )()
+            raise_problems(command_line_problems(entry, sys.argv[1:], more))
+        with _disk_errors():
+            hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=entry)(
+                lambda config: _run(entry, run_or_wait, config, failures, starter, more)
+            )()
         if run_together is not None and waiting:
             _together(run_together, waiting, failures)
     except UserError as error:
         _complain(error.problems)
     except (HydraException, OmegaConfBaseException) as error:
         _complain(_by_option(entry) or str(error).splitlines()[:1])
-    except UNWRITABLE as error:
-        where = f"{error.filename}: {error.strerror}"
-        _complain(
-            [f"{where}; name folders that can be written: hydra.run.dir, hydra.sweep.dir, paths.runs, paths.cache"]
-        )
     if failures.problems:
         _tell(failures.problems)
         if failures.again:
@@ -130,7 +132,9 @@ class Failures:
         self.again.append(f"{job.command} {folder}")
 
 
-def _run(entry: str, run: Callable[[Any, Job], Any], config: DictConfig, failures: Failures, starter: int) -> Any:
+def _run(
+    entry: str, run: Callable[[Any, Job], Any], config: DictConfig, failures: Failures, starter: int, more: More
+) -> Any:
     """One job; returns what a search minimises. In a sweep a job that fails does not stop the others."""
     job = _job(entry, config)
     if file := cancelled(job, config.get("tags", []), Path(config.paths.runs)):
@@ -138,11 +142,12 @@ def _run(entry: str, run: Callable[[Any, Job], Any], config: DictConfig, failure
         return None
     try:
         settings = to_settings(config, SCHEMAS[entry])
-        raise_problems(_problems(entry, settings))
+        raise_problems(_problems(entry, settings, more))
         keep_digests(Path(settings.paths.cache))
-        value = run(settings, job)
+        with _disk_errors():
+            value = run(settings, job)
         if getattr(settings, "plan", False):
-            _forget(job.folder)
+            _forget(job)
         return value
     except UserError as error:
         if job.sweep is None:
@@ -157,6 +162,19 @@ def _run(entry: str, run: Callable[[Any, Job], Any], config: DictConfig, failure
         failures.add(job, [f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"])
         failures.is_ours = True
     return None
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """What cannot be written or read, and a full disk: no bug of ours, so it is told without a traceback."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        places = "hydra.run.dir, hydra.sweep.dir, paths.runs, paths.cache"
+        raise UserError(f"{where}{error.strerror}; name folders that can be written: {places}") from error
 
 
 def cancelled(job: Job, tags: Sequence[str], runs: Path) -> Path | None:
@@ -181,11 +199,12 @@ def _together(run_together: Callable[[Jobs], None], jobs: Jobs, failures: Failur
         failures.problems += error.problems
 
 
-def _problems(entry: str, settings: Any) -> list[str]:
+def _problems(entry: str, settings: Any, more: More) -> list[str]:
     """What types cannot say, each with the file and line that set it where the command line did not."""
     found = [*settings_problems(settings), *missing_files(settings)]
     if not found:
         return []
+    found += more(settings)
     overrides = list(HydraConfig.get().overrides.task)
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
     loader = GlobalHydra.instance().config_loader()
@@ -193,15 +212,15 @@ def _problems(entry: str, settings: Any) -> list[str]:
     return with_origins(found, loader, entry, overrides, given)
 
 
-def _forget(folder: Path) -> None:
-    """Take back the folder that Hydra has made for a job of which nothing was run."""
-    shutil.rmtree(folder / ".hydra", ignore_errors=True)
-    for log in folder.glob("*.log"):
-        if not log.stat().st_size:
-            log.unlink()
-    with suppress(OSError):  # it holds something of an earlier job, or of others
-        for one in (folder, folder.parent):
-            one.rmdir()
+def _forget(job: Job) -> None:
+    """Take back what Hydra has made for a job of which nothing was run, but nothing of an earlier job's."""
+    if all(path.name == ".hydra" or path.suffix == ".log" for path in job.folder.iterdir()):
+        shutil.rmtree(job.folder)
+    sweep = job.sweep
+    if sweep and {path.name for path in sweep.iterdir()} <= {"multirun.yaml"}:
+        shutil.rmtree(sweep)
+    with suppress(OSError):  # there are other jobs
+        (sweep or job.folder).parent.rmdir()
 
 
 def _job(entry: str, config: DictConfig) -> Job:

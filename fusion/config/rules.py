@@ -1,12 +1,13 @@
 """What types cannot say: ranges and choices of single settings, and combinations that make no sense."""
 
+import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from fusion.config.evaluate import EvaluateConfig, evaluate_problems
 from fusion.config.machine import EngineConfig, EstimateConfig
-from fusion.config.schema import MergeConfig, TrainConfig
+from fusion.config.schema import MergeConfig, ModelConfig, TrainConfig
 from fusion.config.sizes import num_bytes
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -101,6 +102,7 @@ LEAST_MEMORY = 64 << 20
 LEAST_SHARD = 1 << 10
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 RENDEZVOUS = re.compile(r"\S+:\d+")
+NAME = re.compile(r"(?!\.)[^/\\\0]+")
 ABOVE_ZERO = (
     *("optim.lr", "lora.alpha", "trainer.peak_tflops", "teacher.temperature", "objective.temperature"),
     *("estimate.tokens_per_second", "judge.timeout_s", "generation.timeout_s"),
@@ -208,10 +210,30 @@ def _combinations(settings: TrainConfig) -> Iterator[str]:
         model = getattr(settings, group)
         if not model.path and not getattr(model, "members", None):
             yield f"{group}.path is empty; give a model folder or a hub id, for instance {group}.path=/models/a"
+    yield from _names(settings)
     if settings.source.name == settings.pivot.name:
         yield f"source.name={settings.source.name} is the pivot's name too; give them different names"
     if not settings.data.path:
         yield "data.path is empty; give a JSONL or Parquet file, a dataset folder or a hub id"
+
+
+def _names(settings: TrainConfig) -> Iterator[str]:
+    """Names become parts of folders' names; and members of a source are tables that no type has checked."""
+    members = settings.source.members
+    named = {"pivot.name": settings.pivot.name, "source.name": settings.source.name}
+    named |= {f"source.members.{key}": one.get("name", key) for key, one in members.items() if isinstance(one, dict)}
+    for key, name in named.items():
+        if not NAME.fullmatch(str(name)):
+            yield f"{key}={name}: a name without slashes is expected, since folders are called by it"
+    known = list(ModelConfig.__dataclass_fields__)
+    for key, one in members.items():
+        if not isinstance(one, dict):
+            yield f"source.members.{key}={one}: the settings of a source are expected, such as {{path: FOLDER}}"
+            continue
+        for word in sorted(one.keys() - set(known)):
+            near = difflib.get_close_matches(str(word), known, n=1)
+            meant = f"did you mean `{near[0]}`? " if near else ""
+            yield f"source.members.{key}.{word}: a source has no such setting; {meant}it has {', '.join(known)}"
 
 
 def _parallel(settings: TrainConfig) -> Iterator[str]:

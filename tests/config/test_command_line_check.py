@@ -57,6 +57,15 @@ def test_all_problems_are_told_at_once():
         assert any(problem.startswith(f"{start}: ") and said in problem for problem in found)
 
 
+def test_files_and_parameters_are_looked_at_beside_typing_errors():
+    found = problems("sede=1", "data=jsonl", "data.path=lost.jsonl")
+    assert [problem.split(":")[0] for problem in found] == ["sede=1", "data.path=lost.jsonl"]
+    register()
+    words = ("sede=1", "base=/lost", "merge.tau=often")
+    found = command_line_problems("merge", words, lambda settings: [f"tau {settings.merge['tau']}"])
+    assert [problem.split(":")[0] for problem in found] == ["sede=1", "base=/lost", "tau often"]
+
+
 def test_all_choices_of_a_sweep_are_checked():
     found = problems("-m", "source=tiny_a,tiny_x,hg", "seed=1,x,2,y", "sede=1,2", "optim.lr=1e-3,fast")
     assert [problem.split(":")[0] for problem in found] == [

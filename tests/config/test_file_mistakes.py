@@ -64,10 +64,48 @@ def test_several_files_and_a_right_one(own):
     files = {
         "optim/mine": "lr: fast\n",
         "trainer/mine": "epochs: 1.5\n",
-        "source/mine": "name: mine\npath: /a\n",
+        "source/mine": "name: mine\npath: world:tiny_b\n",
     }
     found = own(files, "optim=mine", "trainer=mine", "source=mine")
     assert [problem.split(":")[0] for problem in found] == [
         "mine/optim/mine.yaml, line 1",
         "mine/trainer/mine.yaml, line 1",
     ]
+
+
+UNREADABLE = {
+    "merge/broken": "method: sce\ntau 0.5\n",
+    "merge/open": "method: [sce\n",
+    "merge/list": "- sce\n",
+    "merge/empty": "",
+    "merge/latin": "method: sc\u00e9\n",
+}
+SAID = {
+    "broken": "mine/merge/broken.yaml, line 3: no YAML: could not find expected ':'",
+    "open": "mine/merge/open.yaml, line 2: no YAML: ",
+    "list": "merge=list: the file holds no table",
+    "empty": "merge.method=None: the name of a method is expected",
+    "latin": "merge=latin: the file is no text in UTF-8",
+}
+
+
+@pytest.fixture
+def unreadable(own, tmp_path):
+    own(UNREADABLE)
+    (tmp_path / "mine/merge/latin.yaml").write_bytes(UNREADABLE["merge/latin"].encode("latin-1"))
+    return own
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_a_file_that_cannot_be_read_is_told_with_all_else(unreadable, name):
+    (alone,) = unreadable({}, f"merge={name}", entry="merge")
+    assert alone.startswith(SAID[name])
+    found = unreadable({}, f"merge={name}", "sede=1", "engine.memory=1MiB", entry="merge")
+    assert {problem.split(":")[0] for problem in found} == {alone.split(":")[0], "sede=1", "engine.memory=1MiB"}
+
+
+def test_all_own_files_of_a_sweep_are_read(unreadable):
+    found = unreadable({}, "-m", f"merge=sce,{','.join(SAID)}", entry="merge")
+    assert len(found) == len(SAID)
+    for problem, (name, said) in zip(found, SAID.items(), strict=True):
+        assert problem.removeprefix(f"merge={name}: ").startswith(said.removeprefix(f"merge={name}: "))

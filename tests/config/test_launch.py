@@ -1,6 +1,8 @@
 """From a command line to jobs: typed settings in, exit code 2 and all problems out."""
 
 import dataclasses
+import errno
+import logging
 import os
 import shlex
 
@@ -163,6 +165,48 @@ def test_a_single_job_says_its_problems_without_a_traceback(command):
         raise UserError(["one", "two"])
 
     assert command("train", job=wrong)[0::2] == (2, "2 problems:\n  - one\n  - two\n")
+
+
+@pytest.mark.parametrize("word", ["hydra.run.dir", "paths.runs"])
+def test_a_folder_that_cannot_be_made_is_told(command, tmp_path, word):
+    (tmp_path / "file").write_text("no folder")
+    code, ran, said = command("train", f"{word}=file/x")
+    assert (code, ran) == (2, [])
+    assert "file/x" in said
+    assert "name folders that can be written: hydra.run.dir" in said
+
+
+def test_a_full_disk_stops_no_other_job(command):
+    def full(settings, job):
+        if settings.seed == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    code, ran, said = command("merge", "-m", "seed=1,2", job=full)
+    assert (code, len(ran)) == (2, 2)
+    assert "seed=1: No space left on device; paths.cache" in said
+    assert "Traceback" not in said
+
+
+def test_a_plan_leaves_nothing_of_its_own_and_all_of_others(command, tmp_path):
+    def speak(settings, job):
+        logging.getLogger("fusion").info("planned")
+
+    for words in (["plan=true"], ["-m", "plan=true", "seed=1,2"]):
+        assert command("merge", *words, job=speak)[0] == 0
+        assert not list(tmp_path.glob("runs/*"))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/result.json").write_text("{}")
+    (tmp_path / "here/launch.log").write_text("of before\n")
+    assert command("merge", "plan=true", "hydra.run.dir=here", job=speak)[0] == 0
+    assert (tmp_path / "here/launch.log").read_text().startswith("of before\n")
+    assert (tmp_path / "here/result.json").is_file()
+
+
+def test_mistakes_that_an_entry_point_finds_are_told_with_others(command, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["merge.py", "seed=-1", "merge.tau=often"])
+    with pytest.raises(SystemExit, match="2"):
+        launch("merge", lambda settings, job: None, None, lambda settings: ["tau"])
+    assert capsys.readouterr().err == "2 problems:\n  - seed=-1: at least 0 is expected\n  - tau\n"
 
 
 def test_an_error_of_ours_is_no_users_mistake(command):
