@@ -121,11 +121,17 @@ def _shared(task: Task) -> str:
 
 
 def show_plan(config: MergeConfig, inputs: "MergeInputs") -> None:
-    """What the merge would need, and whether it is here."""
+    """What the merge would need, and whether it is here; raises UserError where it would be refused for its inputs."""
+    from fusion.merging import MergeRequest
+    from fusion.merging.foreseen import foreseen
     from fusion.planning.stage2 import Stage2Plan
     from fusion.planning.text import verdict
 
-    plan = Stage2Plan.of(config, inputs.base, [target.path for target in inputs.targets])
+    folders = [target.path for target in inputs.targets]
+    method, scale, parameters = settled(config, len(folders))
+    request = MergeRequest(method, parameters, 1.0 if scale == SEARCH else float(scale), config.seed)
+    model = foreseen(request, inputs.base, folders, config.vocabulary, config.engine)
+    plan = Stage2Plan.of(config, model, inputs.base, folders)
     print(f"{plan.text()}\n{verdict(plan.problems())}")
 
 
@@ -189,21 +195,30 @@ def prepare(task: Task) -> None:
     from fusion.merging import load_method
     from fusion.merging.vocabularies.vocabulary import vocabulary_problems
 
-    task.method, task.scale, task.parameters = checked_request(task.config.merge, len(task.inputs.targets))
+    task.method, task.scale, task.parameters = settled(task.config, len(task.inputs.targets))
     is_measured = load_method(task.method).evidence is not None
-    problems = vocabulary_problems(task.config.vocabulary, task.inputs.base is not None, is_measured)
-    raise_problems(problems + in_memory_problems(task))
+    raise_problems(vocabulary_problems(task.config.vocabulary, task.inputs.base is not None, is_measured))
     print(f"{task.method} of {', '.join(task.targets)} on {task.inputs.base or 'no base'}")
     task.evidence = evidence_for(task.config, task.inputs, task.method, task.parameters)
     task.record.lap("measure")
 
 
-def in_memory_problems(task: Task) -> list[str]:
+def settled(config: MergeConfig, num_targets: int | None) -> tuple[str, float | str, dict[str, Any]]:
+    """As `checked_request`, and that what is asked for in memory can be there."""
+    problems = in_memory_problems(config)
+    try:
+        request = checked_request(config.merge, num_targets)
+    except UserError as error:
+        raise UserError([*error.problems, *problems]) from error
+    raise_problems(problems)
+    return request
+
+
+def in_memory_problems(config: MergeConfig) -> list[str]:
     """Merged weights in memory are read by the pivot's model, which has the base's tokens."""
-    config = task.config
     if config.vocabulary not in ("union", "intersect"):
         return []
-    wanted = [f"merge.scale={SEARCH}"] * (task.scale == SEARCH) + ["save=false"] * (not config.save)
+    wanted = [f"merge.scale={SEARCH}"] * (config.merge.get("scale") == SEARCH) + ["save=false"] * (not config.save)
     return [
         f"{one} tries merged weights in the pivot's model, which has other tokens than vocabulary={config.vocabulary} "
         f"gives: {'give a number' if one.startswith('merge') else 'leave it out'}, or take vocabulary=base"
@@ -389,7 +404,7 @@ def score(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | No
 def method_problems(config: MergeConfig) -> list[str]:
     """What is wrong with the method and its parameters, as far as it can be said without the targets."""
     try:
-        checked_request(config.merge, None)
+        settled(config, None)
     except UserError as error:
         return error.problems
     return []

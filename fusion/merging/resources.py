@@ -52,14 +52,19 @@ def checked_resources(plan: MergePlan, config: EngineConfig) -> Resources:
         UserError: the device is not there, or a whole-matrix method needs more memory.
     """
     resources = Resources.of(config)
-    if not plan.method.whole:
-        return resources
-    needed, name = max(
-        (plan.method.whole_bytes(name, plan.specs[name].shape, len(plan.targets)), name) for name in plan.merged_names
-    )
+    needed, name = largest_whole(plan)
     if needed > resources.memory:
         raise UserError(
             f"merge method '{plan.method.name}' works on whole tensors and needs {math.ceil(needed / MEBI)} MiB for "
             f"'{name}', but engine.memory is {config.memory}: give it engine.memory={math.ceil(needed / MEBI)}MiB"
         )
     return resources
+
+
+def largest_whole(plan: MergePlan) -> tuple[int, str]:
+    """Bytes that the method needs for the tensor of which it needs most as a whole, and that tensor's name."""
+    if not plan.method.whole:
+        return 0, ""
+    return max(
+        (plan.method.whole_bytes(name, plan.specs[name].shape, len(plan.targets)), name) for name in plan.merged_names
+    )

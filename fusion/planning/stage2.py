@@ -7,31 +7,55 @@ from pathlib import Path
 from fusion.config.schema import MergeConfig
 from fusion.config.sizes import num_bytes
 from fusion.planning.machine import Machine, free_disk, measured_disk_speed
-from fusion.planning.shapes import WEIGHTS, counted_weights
+from fusion.planning.shapes import WEIGHTS
 from fusion.planning.text import hours_text, size_text, table
 
 SEARCH = "search"
 LIBRARIES = 300 << 20
 """Python and torch in a process."""
-SEARCHED_COPIES = 3
-"""merge.scale=search: deltas in float32, the state at one scale and the model that reads with it, in memory."""
+MEBI = 1 << 20
+SINGLE = 4
+"""Bytes of a float32 number."""
+COPIES = {"searched": 3, "scored": 2, "measured": 3}
+"""Float32 copies of the model that are in memory at once: for merge.scale=search the deltas, the state at one scale
+and the model that reads with it; for save=false without the deltas, which are that state; for what is measured on
+dialogues the model, the sums and their means."""
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """What comes of a merge, as the headers of its inputs say."""
+
+    num_bytes: int
+    """Of its weight files."""
+    parameters: int
+    largest_whole: int = 0
+    """Bytes for the largest tensor that the method works on as a whole."""
+    is_measured: bool = False
+    """The method weighs by what is measured on dialogues."""
+    new_tokens: int = 0
+    """Tokens that the base lacks."""
 
 
 @dataclass(frozen=True)
 class Stage2Plan:
     config: MergeConfig
+    model: MergedModel
     base_bytes: int
     target_bytes: list[int]
-    parameters: int
     machine: Machine
 
     @classmethod
     def of(
-        cls, config: MergeConfig, base: Path | None, targets: Sequence[Path], machine: Machine | None = None
+        cls,
+        config: MergeConfig,
+        model: MergedModel,
+        base: Path | None,
+        targets: Sequence[Path],
+        machine: Machine | None = None,
     ) -> "Stage2Plan":
         sizes = [_weight_bytes(target) for target in targets]
-        counted, _ = counted_weights(base or targets[0])
-        return cls(config, _weight_bytes(base) if base else 0, sizes, counted, machine or Machine.here())
+        return cls(config, model, _weight_bytes(base) if base else 0, sizes, machine or Machine.here())
 
     @property
     def is_searched(self) -> bool:
@@ -39,17 +63,22 @@ class Stage2Plan:
 
     @property
     def bytes_read(self) -> int:
-        """Every input once for the merge, and once before it for a searched scale."""
-        return (self.base_bytes + sum(self.target_bytes)) * (2 if self.is_searched else 1)
+        """Every input once for the merge, and once before it for a searched scale of a model that is written."""
+        return (self.base_bytes + sum(self.target_bytes)) * (2 if self.is_searched and self.config.save else 1)
 
     @property
     def bytes_written(self) -> int:
-        return self.base_bytes or self.target_bytes[0]
+        return self.model.num_bytes if self.config.save else 0
 
     @property
     def memory(self) -> int:
-        searched = 4 * SEARCHED_COPIES * self.parameters if self.is_searched else 0
-        return max(num_bytes(self.config.engine.memory), searched) + LIBRARIES
+        """The most of: merging (with the deltas, where they stay in memory), reading with them, measuring."""
+        is_held = self.is_searched or not self.config.save
+        used = [COPIES["searched"]] * self.is_searched + [COPIES["scored"]] * is_held
+        used += [COPIES["measured"]] * self.model.is_measured
+        single = SINGLE * self.model.parameters
+        engine = max(num_bytes(self.config.engine.memory), self.model.largest_whole)
+        return max(engine + is_held * single, max(used, default=0) * single) + LIBRARIES
 
     def problems(self) -> list[str]:
         found = []
@@ -59,13 +88,24 @@ class Stage2Plan:
                 f"the merged model takes {size_text(self.bytes_written)}, and {size_text(free)} are free in "
                 f"{self.config.paths.runs}; choose another disk with paths.runs=FOLDER"
             )
+        if self.model.largest_whole > num_bytes(self.config.engine.memory):
+            needed = f"{-(-self.model.largest_whole // MEBI)}MiB"
+            found.append(
+                f"the method needs {needed} for its largest whole tensor; give engine.memory={needed} or more"
+            )
         if self.memory > self.machine.memory:
-            less = "a number for merge.scale" if self.is_searched else "a smaller engine.memory"
             found.append(
                 f"it takes about {size_text(self.memory)} of memory, and this machine has "
-                f"{size_text(self.machine.memory)}; give {less}"
+                f"{size_text(self.machine.memory)}; give {self._less}"
             )
         return found
+
+    @property
+    def _less(self) -> str:
+        """What takes less."""
+        choices = ["a number for merge.scale"] * self.is_searched + ["save=true"] * (not self.config.save)
+        choices += ["a method that measures nothing"] * self.model.is_measured
+        return " and ".join(choices) or "a smaller engine.memory"
 
     def text(self) -> str:
         """The whole plan."""
@@ -77,6 +117,8 @@ class Stage2Plan:
             time = ("reading and writing", hours_text((self.bytes_read + self.bytes_written) / speed / 3600))
         each = ", ".join(size_text(size) for size in self.target_bytes)
         disk = [("targets", each), ("base", size_text(self.base_bytes) if self.base_bytes else "none")]
+        if self.model.new_tokens:
+            disk += [("new tokens", f"{self.model.new_tokens:,}, behind the base's")]
         disk += [("read", size_text(self.bytes_read)), ("written", size_text(self.bytes_written))]
         disk += [("free", size_text(free_disk(Path(self.config.paths.runs))))]
         memory = [("at the most", size_text(self.memory)), ("this machine has", size_text(self.machine.memory))]

@@ -17,9 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fusion.config import UserError
 from fusion.config.compose import CONFIG_FOLDER, SCHEMAS, register, to_settings
-from fusion.config.schema import LoraConfig, MergeConfig, ModelConfig
+from fusion.config.schema import EngineConfig, LoraConfig, MergeConfig, ModelConfig
 from fusion.config.world import WorldConfig
 from fusion.dialogues.dialogue import chat, write_jsonl
+from fusion.merging import MergeRequest, merge_folders
+from fusion.merging.foreseen import foreseen
 from fusion.planning.machine import Machine
 from fusion.planning.shapes import guessed_parameters, model_shape
 from fusion.planning.stage1 import Stage1Plan
@@ -147,18 +149,80 @@ def test_all_that_is_unknown_is_told_at_once():
     assert "data.num_dialogues=NUMBER" in told
 
 
-def test_a_merge_reads_all_and_writes_one(tmp_path):
+def merge_plan(base, targets, machine=SMALL, vocabulary="error", save=True, engine=EngineConfig(), **merge):  # noqa: B008
+    config = MergeConfig(merge={"scale": 1.0, **merge}, save=save, vocabulary=vocabulary, engine=engine)
+    model = foreseen(MergeRequest(merge["method"]), base, targets, vocabulary, engine)
+    return Stage2Plan.of(config, model, base, targets, machine)
+
+
+@pytest.fixture
+def three_models(tmp_path):
     folders = [tmp_path / name for name in ("base", "a", "b")]
     for seed, folder in enumerate(folders):
         make_llama(60, seed).save_pretrained(folder)
-    size = (folders[0] / "model.safetensors").stat().st_size
-    found = Stage2Plan.of(MergeConfig(merge={"method": "sce", "scale": 1.0}), folders[0], folders[1:], SMALL)
+    return folders
+
+
+def test_a_merge_reads_all_and_writes_one(three_models):
+    base, *targets = three_models
+    size = (base / "model.safetensors").stat().st_size
+    found = merge_plan(base, targets, method="sce")
     assert (found.bytes_read, found.bytes_written) == (3 * size, size)
     assert found.problems() == []
-    searched = Stage2Plan.of(MergeConfig(merge={"method": "sce", "scale": "search"}), folders[0], folders[1:], SMALL)
-    assert searched.bytes_read == 6 * size
+    assert merge_plan(base, targets, method="sce", scale="search").bytes_read == 6 * size
     (problem,) = replace(found, machine=Machine((), GIB)).problems()
     assert "smaller engine.memory" in problem
+
+
+def test_a_merge_that_is_only_scored_writes_nothing_and_holds_its_deltas(three_models):
+    base, *targets = three_models
+    written = merge_plan(base, targets, method="sce")
+    scored = merge_plan(base, targets, method="sce", save=False)
+    searched = merge_plan(base, targets, method="sce", scale="search", save=False)
+    assert (scored.bytes_written, scored.bytes_read) == (0, written.bytes_read)
+    assert searched.bytes_read == written.bytes_read
+    assert scored.memory == written.memory + 4 * written.model.parameters
+    large = replace(searched, model=replace(searched.model, parameters=GIB), machine=Machine((), 8 * GIB))
+    assert large.memory > 12 * GIB
+    (problem,) = large.problems()
+    assert "give a number for merge.scale and save=true" in problem
+
+
+def test_a_merge_counts_what_its_method_needs_beside_the_engine(three_models):
+    base, *targets = three_models
+    small = EngineConfig(memory="64KiB")
+    whole = merge_plan(base, targets, method="iso_c", engine=small)
+    assert 1 << 16 < whole.model.largest_whole < 1 << 17
+    assert whole.memory > merge_plan(base, targets, method="sce", engine=small).memory
+    assert whole.problems() == ["the method needs 1MiB for its largest whole tensor; give engine.memory=1MiB or more"]
+    assert merge_plan(base, targets, method="iso_c").problems() == []
+    assert merge_plan(base, targets, method="fisher").model.is_measured
+
+
+def test_a_union_of_vocabularies_is_planned_with_its_rows(tmp_path):
+    sizes = []
+    for seed, tokens in enumerate([(), ("<tool>", "<image>"), ("<image>", "<pause>")]):
+        tokenizer = make_tokenizer("byte_level", "chatml")
+        tokenizer.add_tokens(list(tokens), special_tokens=True)
+        save(tmp_path / str(seed), make_llama(len(tokenizer), seed), tokenizer, "one")
+        sizes.append((tmp_path / str(seed) / "model.safetensors").stat().st_size)
+    base, *targets = (tmp_path / str(seed) for seed in range(3))
+    found = merge_plan(base, targets, method="task_arithmetic", vocabulary="union")
+    merge_folders("task_arithmetic", base, targets, tmp_path / "out", vocabulary="union")
+    assert found.bytes_written == (tmp_path / "out/model.safetensors").stat().st_size > sizes[0]
+    assert (found.bytes_read, found.model.new_tokens) == (sum(sizes), 3)
+    assert "3, behind the base's" in found.text()
+    with pytest.raises(UserError, match="vocabulary=base"):
+        merge_plan(base, targets, method="task_arithmetic")
+
+
+def test_a_merge_that_would_be_refused_has_no_plan(three_models, tmp_path):
+    targets = three_models[1:]
+    make_llama(70, 3).save_pretrained(tmp_path / "larger")
+    with pytest.raises(UserError) as caught:
+        merge_plan(None, [*targets, tmp_path / "larger"], method="sce")
+    assert any("give the base" in problem for problem in caught.value.problems)
+    assert any("embed_tokens" in problem for problem in caught.value.problems)
 
 
 def test_the_command_answers_at_once_and_leaves_nothing(tmp_path):
