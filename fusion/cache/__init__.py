@@ -11,7 +11,7 @@ from fusion.cache.fingerprint import (
 )
 from fusion.cache.folder import cached_folder
 from fusion.cache.shared import Pieces, make_share, shared_folder
-from fusion.cache.users import begin_uses, record_uses
+from fusion.cache.users import begin_uses, end_uses, record_uses
 
 __all__ = [
     "FileState",
@@ -20,6 +20,7 @@ __all__ = [
     "cached_folder",
     "canonical_json",
     "code_version",
+    "end_uses",
     "file_hash",
     "fingerprint",
     "folder_hash",

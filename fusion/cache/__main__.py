@@ -10,16 +10,20 @@ from pathlib import Path
 
 from fusion.cache.manager import Stage, prunable, prune, stages
 
+RUNS = Path("runs")
 SHOWN_USERS = 2
 UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
 def main(words: list[str] | None = None) -> int:
     options = _parser().parse_args(words)
-    if not options.cache.is_dir():
-        print(f"{options.cache}: no such folder; name the cache: --cache FOLDER", file=sys.stderr)
+    runs = [RUNS] * RUNS.is_dir() if options.runs is None else options.runs
+    problems = _problems(options, runs)
+    found = [] if problems else stages(options.cache, runs)
+    problems = problems or _kind_problems(options.stage, found)
+    if problems:
+        print(*problems, sep="\n", file=sys.stderr)
         return 2
-    found = stages(options.cache, [folder for folder in options.runs if folder.is_dir()])
     if options.action == "list":
         _print(found)
         return 0
@@ -40,11 +44,29 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
+def _problems(options: argparse.Namespace, runs: list[Path]) -> list[str]:
+    """Folders that are not there: who mistypes --runs would lose what the jobs in it refer to."""
+    problems = [] if options.cache.is_dir() else [f"{options.cache}: no such folder; name the cache: --cache FOLDER"]
+    problems += [f"{one}: no such folder; name folders with jobs: --runs FOLDER" for one in runs if not one.is_dir()]
+    if not options.older_than >= 0:
+        problems.append(f"--older-than {options.older_than:g}: days from 0 on are expected")
+    return problems
+
+
+def _kind_problems(wanted: list[str], found: list[Stage]) -> list[str]:
+    known = sorted({stage.kind for stage in found})
+    return [
+        f"--stage {kind}: there is none in this cache; it has {', '.join(known) or 'nothing'}"
+        for kind in wanted
+        if kind not in known
+    ]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fusion.cache", description=__doc__)
     parser.add_argument("action", nargs="?", choices=("list", "prune"), default="list")
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="folder of the cache (paths.cache)")
-    parser.add_argument("--runs", type=Path, nargs="*", default=[Path("runs")], help="folders with jobs (paths.runs)")
+    parser.add_argument("--runs", type=Path, nargs="*", help="folders with jobs (paths.runs); left out: runs")
     parser.add_argument("--stage", nargs="*", default=[], help="prune: only these kinds, such as teaching or scores")
     parser.add_argument("--older-than", type=float, default=0.0, metavar="DAYS", help="prune: only what is as old")
     parser.add_argument("--used", action="store_true", help="prune: also what jobs refer to; they make it again")

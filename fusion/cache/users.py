@@ -10,17 +10,30 @@ from fusion.cache.fingerprint import fingerprint
 NOTES = ".users"
 RESULT = "result.json"
 _used: dict[Path, None] = {}
-"""Finished stages that this process has read or made since its job began, in order."""
+"""Stages that this process has read or made since its job began, in order."""
+_jobs: list[Path] = []
+"""The folder of the job in progress, where there is one."""
 
 
 def note_use(folder: Path) -> None:
-    """Remember that the job in progress needs this finished stage."""
-    _used[folder.resolve()] = None
+    """The job in progress needs this stage, and says so at once: it may go on for days."""
+    folder = folder.resolve()
+    is_new = folder not in _used
+    _used[folder] = None
+    if is_new and _jobs:
+        record_uses(_jobs[0])
 
 
-def begin_uses() -> None:
-    """A new job begins in this process."""
+def begin_uses(job: Path | None = None) -> None:
+    """A new job begins in this process; without its folder its stages are noted when `record_uses` is called."""
     _used.clear()
+    _jobs[:] = [job] if job else []
+
+
+def end_uses(job: Path) -> None:
+    """What is used from now on is not for `job`."""
+    if job in _jobs:
+        _jobs.clear()
 
 
 def record_uses(job: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fusion.cache import begin_uses, canonical_json, record_uses, write_json, write_text
+from fusion.cache import begin_uses, canonical_json, end_uses, record_uses, write_json, write_text
 from fusion.config import UserError
 from fusion.config.launch import Job
 
@@ -51,7 +51,7 @@ class RunRecord:
 
     def __enter__(self) -> "RunRecord":
         self._lock = self._locked()
-        begin_uses()
+        begin_uses(self.job.folder)
         write_text(self.job.folder / "config.yaml", self.job.config_yaml)
         write_text(self.job.folder / "command.txt", self.job.command + "\n")
         self._write({"status": "running"})
@@ -62,6 +62,7 @@ class RunRecord:
     ) -> None:
         if error is not None and not self._is_finished:  # a page that fails later takes nothing back
             self._write({"status": "failed", "reason": f"{type(error).__name__}: {error}"})
+        end_uses(self.job.folder)
         self._lock.release()
 
     def _locked(self) -> FileLock:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from filelock import FileLock
 
-from fusion.cache import begin_uses, cached_folder, record_uses, write_json
+from fusion.cache import begin_uses, cached_folder, end_uses, record_uses, write_json
 from fusion.cache.__main__ import main
 from fusion.cache.manager import prunable, stages
 
@@ -106,3 +106,31 @@ def test_a_job_that_runs_twice_keeps_all_that_it_used(tmp_path):
         record_uses(job)
     (note,) = (root / ".users").glob("*.json")
     assert len(json.loads(note.read_text())["stages"]) == 2
+
+
+def test_a_job_in_progress_keeps_what_it_has_used_so_far(tmp_path):
+    """Between two of its laps, too."""
+    root, job = tmp_path / "cache", tmp_path / "runs" / "slow"
+    begin_uses(job)
+    write_json(job / "result.json", {"status": "running"})
+    cached_folder(root, "teaching", {"for": "slow"}, build)
+    assert main(["prune", "--yes", "--cache", str(root)]) == 0
+    assert by_kind(root)["teaching"].users == (job,)
+    end_uses(job)
+    cached_folder(root, "scores", {"for": "nobody"}, build)
+    assert by_kind(root)["scores"].users == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--runs", "lost"], "lost: no such folder; name folders with jobs"),
+        (["--stage", "teachin", "teaching"], "--stage teachin: there is none in this cache; it has alignment, fusion"),
+        (["--older-than", "-1"], "--older-than -1: days from 0 on are expected"),
+        (["--cache", "gone"], "gone: no such folder; name the cache"),
+    ],
+)
+def test_a_mistyped_word_deletes_nothing(cache, capsys, words, said):
+    assert main(["prune", "--yes", "--cache", str(cache), "--runs", str(cache.parent / "runs"), *words]) == 2
+    assert capsys.readouterr().err.startswith(said)
+    assert len(by_kind(cache)) == 5
