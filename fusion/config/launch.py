@@ -100,6 +100,9 @@ def launch(
         _complain(error.problems)
     except (HydraException, OmegaConfBaseException) as error:
         _complain(_by_option(entry) or str(error).splitlines()[:1])
+    except ValueError:  # Optuna finds no best job where all have failed, for reasons that are told below
+        if not failures.problems:
+            raise
     if failures.problems:
         _tell(failures.problems)
         if failures.again:

@@ -90,6 +90,8 @@ def _num_kinds(group: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_short, value))}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value) or "''"
 
 

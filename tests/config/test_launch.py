@@ -160,6 +160,19 @@ def test_a_search_goes_on_where_it_was_killed(command):
     assert min(losses[10:]) < min(losses[:10])
 
 
+def test_a_search_whose_jobs_all_fail_says_why(command):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper.optuna_sweeper")
+
+    def wrong(settings, job):
+        raise UserError("there are two targets")
+
+    words = ("-m", "hparams_search=merge_weights", "hydra.sweep.dir=here", "hydra.sweeper.n_trials=2")
+    code, ran, said = command("merge", *words, job=wrong)
+    assert (code, len(ran)) == (2, 2)
+    assert said.count("there are two targets") == 2
+    assert "No trials are completed" not in said
+
+
 def test_a_single_job_says_its_problems_without_a_traceback(command):
     def wrong(settings, job):
         raise UserError(["one", "two"])

@@ -60,6 +60,15 @@ def test_settings_that_differ_are_other_models_and_are_named():
     assert [model.label for model in summarise(rows).models] == ["sce sce.tau=0.1", "sce sce.tau=0.5"]
 
 
+def test_long_numbers_are_rounded_in_names():
+    found = [row("sce", "merged", 0.6, parameters={"weight": [one, 2, "a"], "tau": one}) for one in (0.123456789, 0.5)]
+    labels = {model.label for model in summarise([*baselines(), *found]).models if model.kind == "merged"}
+    assert labels == {"sce tau=0.1235", "sce tau=0.5"}
+    found = [row("sce", "merged", 0.6, parameters={"weight": [one, 2, "a"]}) for one in (0.123456789, 0.5)]
+    labels = {model.label for model in summarise([*baselines(), *found]).models if model.kind == "merged"}
+    assert labels == {"sce weight=[0.1235, 2, a]", "sce weight=[0.5, 2, a]"}
+
+
 def test_ablations_of_targets_stay_apart_and_are_named_by_what_tells_them_apart():
     recipes = {
         "ms": {"alignment": {"name": "ms", "tail": "scale", "options": {}}},
