@@ -44,7 +44,11 @@ def expected_reading(config: TrainConfig) -> Reading:
         return _limited(count, WORLD_TOKENS, WORLD_TOKENS, "the built-in world", config)
     file = Path(data.path)
     if file.is_file():
-        sizes = list(_row_bytes(file))
+        try:
+            sizes = list(_row_bytes(file))
+        except (ValueError, OSError) as error:  # json's and pyarrow's errors are of these kinds
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{data.path}: cannot be read as {file.suffix.lstrip('.')}: {reason}") from error
         if not sizes:
             raise UserError(f"{data.path}: the file holds no dialogues; it needs one per line or row")
         mean, longest = (int(KEYS_SHARE * size / BYTES_PER_TOKEN) for size in (sum(sizes) / len(sizes), max(sizes)))

@@ -84,7 +84,7 @@ def _of_folder(folder: Path, model: ModelConfig) -> ModelShape:
     try:
         whole = json.loads((folder / CONFIG).read_text("utf-8"))
         facts = _facts(whole.get("text_config") or whole)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise UserError(
             f"{model.name} (path={model.path}): its {CONFIG} does not tell its shape: {error!r}"
         ) from error
@@ -113,16 +113,31 @@ def _facts(config: Mapping[str, Any]) -> ShapeConfig:
 
 
 def counted_weights(folder: Path) -> tuple[int, int]:
-    """Numbers in the safetensors files, from their headers alone, and bytes of one; zeros where there are no files."""
+    """Numbers in the safetensors files, from their headers alone, and bytes of one; zeros where there are no files.
+
+    Raises:
+        UserError: a file has no header of safetensors.
+    """
     numbers: dict[str, int] = {}
     for file in sorted(folder.glob(WEIGHTS)):
-        with file.open("rb") as opened:
-            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
+        try:
+            for tensor in _header(file).values():
                 numbers[tensor["dtype"]] = numbers.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{file}: no file of safetensors, or cut off: copy or download it again") from error
     most = max(numbers, key=numbers.__getitem__, default="")
     return sum(numbers.values()), BITS.get(most, 0)
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors: https://huggingface.co/docs/safetensors."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return header
 
 
 def guessed_parameters(facts: ShapeConfig) -> int:

@@ -120,8 +120,9 @@ class Stage1Plan:
             return {}
         trained = self.steps * self.config.trainer.batch_size * self.reading.mean_tokens
         read = sum(2 * (shape.matrices * self.reading.tokens) for _, shape in self.teachers)
+        teachers = {"teachers (on one device)": read / flops / 3600} if self.teachers else {}
         return {
-            "teachers (on one device)": read / flops / 3600,
+            **teachers,
             f"training (on {devices})": trained * self.training_flops / (flops * devices) / 3600,
         }
 

@@ -139,6 +139,40 @@ def test_dialogues_on_the_disk_are_counted(tmp_path):
     assert 2000 < found.longest_tokens <= 2048
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("d.json", b'[{"a":'), ("d.parquet", b"x"), ("d.json", b"[\xff]"), ("d.jsonl", b"\n\n")],
+    ids=["cut", "no parquet", "no text", "empty"],
+)
+def test_dialogues_that_cannot_be_read_are_told(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        plan("data=jsonl", f"data.path={tmp_path / name}")
+
+
+CONFIG = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 10}
+
+
+@pytest.mark.parametrize(
+    ("config", "weights"),
+    [
+        ("{", None),
+        ("[]", None),
+        (json.dumps({**CONFIG, "num_attention_heads": 0}), None),
+        (json.dumps(CONFIG), b"junk"),
+        (json.dumps(CONFIG), b"junk and more than eight bytes"),
+        (json.dumps(CONFIG), (4).to_bytes(8, "little") + b"[{}]"),
+        (json.dumps(CONFIG), (10).to_bytes(8, "little") + b'{"a": {}} '),
+    ],
+)
+def test_a_model_that_cannot_be_read_is_told(tmp_path, config, weights):
+    (tmp_path / "config.json").write_text(config)
+    if weights:
+        (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match=r"config\.json does not tell" if weights is None else "copy or download it"):
+        model_shape(ModelConfig(path=str(tmp_path)), WorldConfig())
+
+
 def test_all_that_is_unknown_is_told_at_once():
     with pytest.raises(UserError) as caught:
         plan("pivot=hf", "pivot.path=nobody/nothing", "source=hf", "source.path=no/one", "data=hub", "data.path=a/b")
