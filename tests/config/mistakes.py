@@ -1,4 +1,4 @@
-"""Thirty typical mistakes and the message that each gets; run as a command it writes `docs/mistakes.md` anew."""
+"""Typical mistakes and the message that each gets; run as a command it writes `docs/mistakes.md` anew."""
 
 import contextlib
 import io
@@ -19,6 +19,7 @@ PAGE = REPOSITORY / "docs" / "mistakes.md"
 FILES = {
     "mine/optim/slow.yaml": "lr: slow\nshedule: cosine\n",
     "mine/trainer/long.yaml": "epochs: 0\nbatch_size: 128\n",
+    "mine/merge/broken.yaml": "method: sce\ntau 0.5\n",
     "mine/experiments/mine.yaml": "# @package _global_\ndefaults:\n  - override /optim: papr\n",
 }
 MISTAKES = {
@@ -47,6 +48,8 @@ MISTAKES = {
         "merge.py engine.memory=lots",
         "merge.py targets=5",
         "train.py tags=demo",
+        "train.py source.name=org/model",
+        "merge.py targets=[]",
     ),
     "Words that the shell or Hydra reads otherwise": (
         "train.py seed",
@@ -69,8 +72,12 @@ MISTAKES = {
         "train.py --config-dir mine optim=slow",
         "train.py --config-dir mine trainer=long",
         "train.py --config-dir mine experiments=mine",
+        "merge.py --config-dir mine merge=broken",
     ),
-    "Several at once": ("train.py sede=1 optim=papr optim.lr=fast template=odd data.limit=0",),
+    "Several at once": (
+        "train.py sede=1 optim=papr optim.lr=fast template=odd data.limit=0",
+        "merge.py sede=1 merge.tau=often base=/models/gone engine.memory=1MiB",
+    ),
 }
 
 
@@ -81,11 +88,11 @@ def complaint(command: str) -> str:
 
     entry, *words = shlex.split(command)
     said = io.StringIO()
-    run = {"train": train, "merge": merge}[entry.removesuffix(".py")].run
+    given = {"train": (train.run,), "merge": (merge.run, None, merge.method_problems)}[entry.removesuffix(".py")]
     with mock.patch.object(sys, "argv", [entry, *words]), contextlib.redirect_stderr(said):
         code = 0
         try:
-            launch(entry.removesuffix(".py"), run)
+            launch(entry.removesuffix(".py"), *given)
         except SystemExit as stop:
             code = stop.code
     assert code == 2, f"{command}: no mistake was found"
