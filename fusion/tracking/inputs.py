@@ -98,19 +98,22 @@ def find_inputs(config: MergeConfig) -> MergeInputs:
     Raises:
         UserError: a folder is missing, no stage-1 run is finished, or the targets come from several pivots.
     """
-    root = Path(config.paths.runs)
+    root, download = Path(config.paths.runs), not config.plan
     known = finished_runs(root)
     found: Sequence[TargetRun | Path] = []
     problems: list[str] = []
     try:
-        named = [config.targets] if isinstance(config.targets, str) else config.targets
-        found = latest_targets(known, config.seed, root) if config.targets == LATEST else named_runs(named)
+        if config.targets == LATEST:
+            found = latest_targets(known, config.seed, root)
+        else:
+            named = [config.targets] if isinstance(config.targets, str) else config.targets
+            found = named_runs(named, download=download)
     except UserError as error:
         problems += error.problems
     runs = [one for one in found if isinstance(one, TargetRun)]
     targets = [Target(one.name, one.model) if isinstance(one, TargetRun) else Target(one.name, one) for one in found]
     try:
-        base = _base(config, runs)
+        base = _base(config, runs, download)
     except UserError as error:
         problems += error.problems
     raise_problems(problems)
@@ -119,8 +122,8 @@ def find_inputs(config: MergeConfig) -> MergeInputs:
     return MergeInputs(_unique(targets), base, runs if len(runs) == len(targets) else [], sft)
 
 
-def _base(config: MergeConfig, runs: Sequence[TargetRun]) -> Path | None:
-    base = local_folder(config.base) if config.base else _common_pivot(runs)
+def _base(config: MergeConfig, runs: Sequence[TargetRun], download: bool) -> Path | None:
+    base = local_folder(config.base, download=download) if config.base else _common_pivot(runs, download)
     if base is not None and not base.is_dir():
         raise UserError(f"base={base}: no such folder; give the pivot that the targets were trained from: base=FOLDER")
     return base
@@ -135,14 +138,14 @@ def _sft(config: MergeConfig, known: Sequence[TargetRun], runs: Sequence[TargetR
     return matching_sft(known, runs[0]) if runs else None
 
 
-def _common_pivot(runs: Sequence[TargetRun]) -> Path | None:
+def _common_pivot(runs: Sequence[TargetRun], download: bool) -> Path | None:
     given = [read_lineage(run)["pivot"] for run in runs]
     pivots = sorted({str(pivot["path"]) for pivot in given})
     if len(pivots) > 1:
         raise UserError(
             f"the targets were trained from several pivots ({', '.join(pivots)}); merge targets of one pivot"
         )
-    return local_folder(pivots[0], given[0].get("revision")) if pivots else None
+    return local_folder(pivots[0], given[0].get("revision"), download=download) if pivots else None
 
 
 def _unique(targets: Sequence[Target]) -> list[Target]:

@@ -76,8 +76,10 @@ def matching_sft(runs: Sequence[TargetRun], target: TargetRun) -> TargetRun | No
     return same[-1] if same else None
 
 
-def named_runs(folders: Sequence[str]) -> list[TargetRun | Path]:
+def named_runs(folders: Sequence[str], *, download: bool = True) -> list[TargetRun | Path]:
     """Runs of train.py, or bare model folders, in the order given; a folder above runs stands for all its targets.
+
+    Models of the hub are downloaded, or, without `download`, must have been before.
 
     Raises:
         UserError: names every folder that is neither.
@@ -86,7 +88,7 @@ def named_runs(folders: Sequence[str]) -> list[TargetRun | Path]:
     problems: list[str] = []
     for place, name in enumerate(folders):
         try:
-            folder = local_folder(name).resolve()
+            folder = local_folder(name, download=download).resolve()
         except UserError as error:
             problems += error.problems
             continue

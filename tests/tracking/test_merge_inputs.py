@@ -1,6 +1,7 @@
 """Which stage-1 runs belong together, and what a merge is made of."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -216,3 +217,25 @@ def test_inputs_that_do_not_fit(runs, tmp_path, trouble):
     }
     with pytest.raises(UserError, match=said[trouble]):
         runs.inputs(**settings[trouble])
+
+
+def test_a_plan_downloads_nothing(monkeypatch):
+    asked = []
+
+    def snapshot(path, *, local_files_only, **more):
+        asked.append((path, local_files_only))
+        raise FileNotFoundError(f"{path} is not cached")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    config = MergeConfig(targets=["org/one", "org/two"], base="org/base", plan=True)
+    with pytest.raises(UserError) as caught:
+        find_inputs(config)
+    assert asked == [("org/one", True), ("org/two", True)]
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == [
+        "targets[0]=org/one",
+        "targets[1]=org/two",
+    ]
+    assert all("a plan downloads nothing" in problem for problem in caught.value.problems)
+    with pytest.raises(UserError, match="cannot be had from the hub: org/one is not cached"):
+        find_inputs(replace(config, plan=False))
+    assert asked[2:] == [("org/one", False), ("org/two", False)]
