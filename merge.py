@@ -6,7 +6,6 @@ python merge.py -m merge=sce merge.tau=0.05,0.1,0.2 sweep=fused save=false   # i
 python merge.py merge=task_arithmetic targets=[/models/a,/models/b] base=/models/pivot
 """
 
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from fusion.tracking.record import RunRecord
     from fusion.tracking.rows import ComparisonRow
 
-SEARCH = "search"
 MODEL = "model"
 DELTA_BYTES = 4
 
@@ -40,8 +38,8 @@ class Task:
     record: "RunRecord"
     method: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
-    scale: float | str = 1.0
-    """A number; `search` until it is found."""
+    scale: float | None = 1.0
+    """None until a search has found it."""
     evidence: "Evidence | None" = None
     search: "ScaleSearch | None" = None
 
@@ -49,7 +47,7 @@ class Task:
     def request(self) -> "MergeRequest":
         from fusion.merging import MergeRequest
 
-        scale = 1.0 if self.scale == SEARCH else float(self.scale)
+        scale = 1.0 if self.scale is None else self.scale
         return MergeRequest(self.method, self.parameters, scale, self.config.seed, self.evidence)
 
     @property
@@ -100,7 +98,7 @@ def begin(config: MergeConfig, job: Job) -> Task | None:
     try:
         inputs = find_inputs(config)
     except UserError as error:
-        raise UserError([*error.problems, *request_problems(config.merge)]) from error
+        raise UserError([*error.problems, *method_problems(config)]) from error
     if config.plan:
         show_plan(config, inputs)
         return None
@@ -124,12 +122,14 @@ def show_plan(config: MergeConfig, inputs: "MergeInputs") -> None:
     """What the merge would need, and whether it is here; raises UserError where it would be refused for its inputs."""
     from fusion.merging import MergeRequest
     from fusion.merging.foreseen import foreseen
+    from fusion.merging.settings import asked
     from fusion.planning.stage2 import Stage2Plan
     from fusion.planning.text import verdict
 
     folders = [target.path for target in inputs.targets]
-    method, scale, parameters = settled(config, len(folders))
-    request = MergeRequest(method, parameters, 1.0 if scale == SEARCH else float(scale), config.seed)
+    wanted = asked(config, len(folders))
+    scale = 1.0 if wanted.scale is None else wanted.scale
+    request = MergeRequest(wanted.method, wanted.parameters, scale, config.seed)
     model = foreseen(request, inputs.base, folders, config.vocabulary, config.engine)
     plan = Stage2Plan.of(config, model, inputs.base, folders)
     print(f"{plan.text()}\n{verdict(plan.problems())}")
@@ -193,9 +193,10 @@ def _of(tasks: "Sequence[Task]", error: UserError) -> list[str]:
 
 def prepare(task: Task) -> None:
     from fusion.merging import load_method
+    from fusion.merging.settings import asked
     from fusion.merging.vocabularies.vocabulary import vocabulary_problems
 
-    task.method, task.scale, task.parameters = settled(task.config, len(task.inputs.targets))
+    task.method, task.parameters, task.scale = asked(task.config, len(task.inputs.targets))
     is_measured = load_method(task.method).evidence is not None
     raise_problems(vocabulary_problems(task.config.vocabulary, task.inputs.base is not None, is_measured))
     print(f"{task.method} of {', '.join(task.targets)} on {task.inputs.base or 'no base'}")
@@ -203,34 +204,11 @@ def prepare(task: Task) -> None:
     task.record.lap("measure")
 
 
-def settled(config: MergeConfig, num_targets: int | None) -> tuple[str, float | str, dict[str, Any]]:
-    """As `checked_request`, and that what is asked for in memory can be there."""
-    problems = in_memory_problems(config)
-    try:
-        request = checked_request(config.merge, num_targets)
-    except UserError as error:
-        raise UserError([*error.problems, *problems]) from error
-    raise_problems(problems)
-    return request
-
-
-def in_memory_problems(config: MergeConfig) -> list[str]:
-    """Merged weights in memory are read by the pivot's model, which has the base's tokens."""
-    if config.vocabulary not in ("union", "intersect"):
-        return []
-    wanted = [f"merge.scale={SEARCH}"] * (config.merge.get("scale") == SEARCH) + ["save=false"] * (not config.save)
-    return [
-        f"{one} tries merged weights in the pivot's model, which has other tokens than vocabulary={config.vocabulary} "
-        f"gives: {'give a number' if one.startswith('merge') else 'leave it out'}, or take vocabulary=base"
-        for one in wanted
-    ]
-
-
 def merge_and_save(tasks: "Sequence[Task]") -> None:
     """Write the merged models into the folders of the jobs, and score them there."""
     from fusion.merging import merge_folders_together
 
-    for task, merged in in_memory([task for task in tasks if task.scale == SEARCH]):
+    for task, merged in in_memory([task for task in tasks if task.scale is None]):
         search_for_scale(task, merged)
     inputs, outs = tasks[0].inputs, [task.job.folder / MODEL for task in tasks]
     for out in outs:
@@ -247,7 +225,7 @@ def merge_and_save(tasks: "Sequence[Task]") -> None:
 def merge_and_score(tasks: "Sequence[Task]") -> None:
     """Score the merged models straight from memory; none is written."""
     for task, merged in in_memory(tasks):
-        if task.scale == SEARCH:
+        if task.scale is None:
             search_for_scale(task, merged)
         merged.report.scale = task.request.scale
         finish(task, merged.report, merged.at_scale(task.request.scale))
@@ -280,7 +258,7 @@ def search_for_scale(task: Task, merged: "MergedDeltas") -> None:
     from fusion.merging import search_scale
 
     inputs = task.inputs
-    data = data_with_heldout(inputs, f"merge.scale={SEARCH}", "give a number")
+    data = data_with_heldout(inputs, "merge.scale=search", "give a number")
     loss = heldout_loss(inputs.pivot, inputs.heldout_won, data.max_length, task.config.evaluation.batch_tokens)
     task.search = search_scale(lambda scale: loss(merged.at_scale(scale)))
     task.scale = task.search.best
@@ -338,28 +316,6 @@ def search_value(task: Task, weights: "Mapping[str, Tensor] | None") -> float | 
     return folder_loss(replace(inputs.pivot, path=str(task.job.folder / MODEL)), *settings)
 
 
-def checked_request(merge: dict[str, Any], num_targets: int | None) -> tuple[str, float | str, dict[str, Any]]:
-    """Method, scale (a number or `search`) and parameters; every mistake in them in one UserError."""
-    from fusion.merging import check_parameters
-
-    parameters = {name: value for name, value in merge.items() if name not in ("method", "scale")}
-    scale = merge.get("scale", 1.0)
-    problems = check_parameters(str(merge["method"]), parameters, num_targets=num_targets)
-    if scale != SEARCH and (isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale)):
-        problems.append(f"merge.scale={scale}: a number is expected, or {SEARCH}")
-    raise_problems(problems)
-    return str(merge["method"]), scale, parameters
-
-
-def request_problems(merge: dict[str, Any]) -> list[str]:
-    """What is wrong with the method and its parameters, whatever they are applied to."""
-    try:
-        checked_request(merge, None)
-    except UserError as error:
-        return error.problems
-    return []
-
-
 def evidence_for(
     config: MergeConfig, inputs: "MergeInputs", method: str, parameters: dict[str, Any]
 ) -> "Evidence | None":
@@ -402,12 +358,10 @@ def score(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | No
 
 
 def method_problems(config: MergeConfig) -> list[str]:
-    """What is wrong with the method and its parameters, as far as it can be said without the targets."""
-    try:
-        settled(config, None)
-    except UserError as error:
-        return error.problems
-    return []
+    """What is wrong with the method and its parameters, to be told with other mistakes."""
+    from fusion.merging.settings import asked_problems
+
+    return asked_problems(config)
 
 
 def main() -> None:

@@ -123,7 +123,10 @@ def find_inputs(config: MergeConfig) -> MergeInputs:
 
 
 def _base(config: MergeConfig, runs: Sequence[TargetRun], download: bool) -> Path | None:
-    base = local_folder(config.base, download=download) if config.base else _common_pivot(runs, download)
+    if config.base:
+        base: Path | None = local_folder(config.base, download=download, setting="base")
+    else:
+        base = _common_pivot(runs, download)
     if base is not None and not base.is_dir():
         raise UserError(f"base={base}: no such folder; give the pivot that the targets were trained from: base=FOLDER")
     return base
@@ -131,10 +134,10 @@ def _base(config: MergeConfig, runs: Sequence[TargetRun], download: bool) -> Pat
 
 def _sft(config: MergeConfig, known: Sequence[TargetRun], runs: Sequence[TargetRun]) -> TargetRun | None:
     if config.sft:
-        (run,) = named_runs([config.sft])
-        if not isinstance(run, TargetRun):
-            raise UserError(f"sft={config.sft}: not a run of train.py; give the folder of a run with objective=sft")
-        return run
+        found = named_runs([config.sft], setting="sft")
+        if len(found) == 1 and isinstance(found[0], TargetRun):
+            return found[0]
+        raise UserError(f"sft={config.sft}: not a run of train.py; give the folder of a run with objective=sft")
     return matching_sft(known, runs[0]) if runs else None
 
 

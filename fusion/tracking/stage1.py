@@ -76,10 +76,10 @@ def matching_sft(runs: Sequence[TargetRun], target: TargetRun) -> TargetRun | No
     return same[-1] if same else None
 
 
-def named_runs(folders: Sequence[str], *, download: bool = True) -> list[TargetRun | Path]:
+def named_runs(folders: Sequence[str], *, download: bool = True, setting: str = "targets") -> list[TargetRun | Path]:
     """Runs of train.py, or bare model folders, in the order given; a folder above runs stands for all its targets.
 
-    Models of the hub are downloaded, or, without `download`, must have been before.
+    Models of the hub are downloaded, or, without `download`, must have been before. `setting` has named the folders.
 
     Raises:
         UserError: names every folder that is neither.
@@ -87,8 +87,9 @@ def named_runs(folders: Sequence[str], *, download: bool = True) -> list[TargetR
     found: list[TargetRun | Path] = []
     problems: list[str] = []
     for place, name in enumerate(folders):
+        label = f"{setting}[{place}]"
         try:
-            folder = local_folder(name, download=download).resolve()
+            folder = local_folder(name, download=download, setting=label).resolve()
         except UserError as error:
             problems += error.problems
             continue
@@ -96,14 +97,14 @@ def named_runs(folders: Sequence[str], *, download: bool = True) -> list[TargetR
         if result.get("stage") == "train":
             problem = _run_problem(folder, result)
             found += [] if problem else [TargetRun(folder, result)]
-            problems += [f"targets[{place}]={folder}: {problem}"] if problem else []
+            problems += [f"{label}={folder}: {problem}"] if problem else []
         elif any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             found.append(folder)
         elif below := sorted((run for run in finished_runs(folder) if not run.is_baseline), key=_folder_name):
             found += below
         else:
             problems.append(
-                f"targets[{place}]={folder}: neither a run of train.py, nor a folder above runs, nor a model folder "
+                f"{label}={folder}: neither a run of train.py, nor a folder above runs, nor a model folder "
                 "(no config.json)"
             )
     raise_problems(problems)

@@ -196,7 +196,7 @@ def test_a_full_disk_stops_no_other_job(command):
 
     code, ran, said = command("merge", "-m", "seed=1,2", job=full)
     assert (code, len(ran)) == (2, 2)
-    assert "seed=1: No space left on device; paths.cache" in said
+    assert "seed=1: No space left on device; name folders" in said
     assert "Traceback" not in said
 
 

@@ -97,7 +97,7 @@ def test_everything_that_is_not_there_is_told_at_once(runs, tmp_path, monkeypatc
     with pytest.raises(UserError) as caught:
         runs.inputs(targets=["models/lost", str(runs.add("good", "a")), "gone"], base="/no/base")
     first, second, third = caught.value.problems
-    assert first.startswith("models/lost: no such folder")
+    assert first.startswith("targets[0]=models/lost: no such folder")
     assert "targets[2]=" in second
     assert "base=/no/base" in third
 
@@ -197,7 +197,9 @@ def test_targets_called_alike_are_told_apart(runs):
     assert [target.name for target in runs.inputs(targets=folders).targets] == ["a_1", "a_2"]
 
 
-@pytest.mark.parametrize("trouble", ["two pivots", "missing base", "missing pivot", "sft is a model"])
+@pytest.mark.parametrize(
+    "trouble", ["two pivots", "missing base", "missing pivot", "sft is a model", "sft is several runs"]
+)
 def test_inputs_that_do_not_fit(runs, tmp_path, trouble):
     other = tmp_path / "other pivot"
     other.mkdir()
@@ -208,12 +210,14 @@ def test_inputs_that_do_not_fit(runs, tmp_path, trouble):
         "missing base": {"targets": [first], "base": "/nothing/here"},
         "missing pivot": {"targets": [first]},
         "sft is a model": {"targets": [first], "sft": str(runs.pivot)},
+        "sft is several runs": {"targets": [first], "sft": str(runs.runs)},
     }
     said = {
         "two pivots": "several pivots",
         "missing base": "base=/nothing/here: no such folder",
         "missing pivot": "gone: no such folder",
         "sft is a model": "sft=.*not a run of train.py",
+        "sft is several runs": "sft=.*not a run of train.py",
     }
     with pytest.raises(UserError, match=said[trouble]):
         runs.inputs(**settings[trouble])
@@ -230,12 +234,13 @@ def test_a_plan_downloads_nothing(monkeypatch):
     config = MergeConfig(targets=["org/one", "org/two"], base="org/base", plan=True)
     with pytest.raises(UserError) as caught:
         find_inputs(config)
-    assert asked == [("org/one", True), ("org/two", True)]
+    assert asked == [("org/one", True), ("org/two", True), ("org/base", True)]
     assert [problem.split(": ")[0] for problem in caught.value.problems] == [
         "targets[0]=org/one",
         "targets[1]=org/two",
+        "base=org/base",
     ]
     assert all("a plan downloads nothing" in problem for problem in caught.value.problems)
     with pytest.raises(UserError, match="cannot be had from the hub: org/one is not cached"):
         find_inputs(replace(config, plan=False))
-    assert asked[2:] == [("org/one", False), ("org/two", False)]
+    assert asked[3:] == [("org/one", False), ("org/two", False), ("org/base", False)]
