@@ -48,9 +48,7 @@ class Election:
         votes_J = torch.ones(len(self.weights_J)) if self.votes_J is None else self.votes_J
         weights = wide(votes_J), wide(self.weights_J)
         divisor = self.renormalize, float(self.least_divisor)
-        return kernels.elect_bfloat16(
-            patterns.base_N, patterns.targets_JN, *bounds, *weights, *divisor, scale, *patterns.results
-        )
+        return kernels.elect_bfloat16(*patterns.inputs, *bounds, *weights, *divisor, scale, *patterns.results)
 
 
 def majority(votes_JN: Tensor, weights_J: Tensor | None = None) -> Tensor:

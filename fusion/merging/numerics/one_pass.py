@@ -65,6 +65,4 @@ class WeightedSum:
         return weighted_sum(block.deltas_JN, self.weights_J)
 
     def merge(self, patterns: Patterns, scale: float) -> tuple[float, bool]:
-        return kernels.merge_bfloat16(
-            patterns.base_N, patterns.targets_JN, wide(self.weights_J), scale, *patterns.results
-        )
+        return kernels.merge_bfloat16(*patterns.inputs, wide(self.weights_J), scale, *patterns.results)
