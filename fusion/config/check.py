@@ -244,6 +244,7 @@ def command_line_problems(entry: str, arguments: Sequence[str], more: More = lam
             swept = [override for override in overrides if override.is_sweep_override()]
             overrides = [override for override in overrides if override not in swept]
             problems += [f"{one.input_line}: several values are a sweep: put -m in front" for one in swept]
+            problems += [f"{one}: a search is a sweep: put -m in front" for one in _lonely_searches(entry, overrides)]
         return [*problems, *_Checker(entry, loader, loader.list_groups(""), more).problems(overrides)]
 
 
@@ -256,6 +257,18 @@ def sweep_problems(entry: str, arguments: Sequence[str]) -> list[str]:
         overrides = OverridesParser.create().parse_overrides([*options.overrides, *rest])
         _search_also(loader, options.config_dir, overrides)
         return _Checker(entry, loader, loader.list_groups(""), lambda settings: []).problems_by_option(overrides)
+
+
+def _lonely_searches(entry: str, overrides: Sequence[Override]) -> list[str]:
+    """Searches of which not even one job is asked for: none of the settings that they vary is given."""
+    chosen = [str(one.input_line) for one in overrides if one.key_or_group == "hparams_search" and one.value()]
+    if not chosen:
+        return []
+    try:
+        varied = compose(entry, overrides=chosen, return_hydra_config=True).hydra.sweeper.get("params") or {}
+    except (HydraException, OmegaConfBaseException, *UNREADABLE):  # told elsewhere
+        return []
+    return [] if any(one.key_or_group in varied for one in overrides) else chosen
 
 
 def _search_also(loader: ConfigLoaderImpl, folder: str | None, overrides: Sequence[Override]) -> None:

@@ -159,3 +159,11 @@ def test_options_between_the_words_are_explained():
     assert len(found) == 2
     assert found[0].startswith("sede=1 trainer.epochs=2: put options like -m before or behind")
     assert "did you mean `seed`" in found[1]
+
+
+def test_a_search_without_m_is_explained():
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = "hparams_search=merge_weights"
+    assert problems(search, "seed=1", entry="merge") == [f"{search}: a search is a sweep: put -m in front"]
+    assert problems("-m", search, entry="merge") == []
+    assert problems(search, "search.a=0.5", entry="merge") == []  # one job of a search, run again
