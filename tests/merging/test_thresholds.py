@@ -1,5 +1,7 @@
 """Thresholds of selections are exact, whatever the sample that guesses are taken from and however little is kept."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from fusion.merging.deltas import BLOCK_ELEMENTS, ModelDeltas, TensorDeltas
 from fusion.merging.numerics import thresholds
-from fusion.merging.numerics.selection import largest, order_statistics
+from fusion.merging.numerics.selection import largest, most_varying, order_statistics
 from fusion.merging.numerics.thresholds import find_thresholds
 
 BLOCKS = 3 * BLOCK_ELEMENTS + 700
@@ -73,6 +75,16 @@ def test_thresholds_of_few_values_are_exact(values: list[float], count: int, gat
         ordered = sorted(abs(value) for value in keys[0].tolist())
         ranks = sorted({0, len(values) // 2, len(values) - 1})
         assert order_statistics(TensorDeltas.of(keys), deltas, ranks) == [ordered[rank] for rank in ranks]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.8])
+def test_nan_counts_as_the_largest_and_ends_the_search(share: float) -> None:
+    keys = keys_of("plain", 3, 5000)
+    keys[:, 2000:] = float("nan")
+    (found, *_) = largest(TensorDeltas.of(keys), deltas, [int(share * 5000)] * 3).thresholds
+    finite_N = keys[0, :2000].abs().sort(descending=True).values
+    assert found.level == finite_N[999] if share == 0.8 else math.isnan(found.level)
+    assert most_varying(TensorDeltas.of(keys_of("plain", 4, 5000) * 1e30), 0.3).selected is not None
 
 
 def test_a_share_of_what_is_not_zero() -> None:

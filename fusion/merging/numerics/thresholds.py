@@ -28,7 +28,8 @@ DEVIATIONS = 3.0
 RUN = 1024
 FEW = RUN // 32
 """Flagged elements of a run, below which it is quicker to look where they are."""
-INFINITE, MAGNITUDE = 0x7F80_0000, np.uint32(0x7FFF_FFFF)
+HIGHEST, MAGNITUDE = 0x7FFF_FFFF, np.uint32(0x7FFF_FFFF)
+"""NaN is above infinity here: variances of huge deltas overflow to it, and no pattern may lie beyond the bounds."""
 Keys = Callable[[Block], Tensor]
 """float32 [K, N] of a block, whose magnitudes count."""
 Wanted = Callable[[int], int]
@@ -75,7 +76,7 @@ class _Search:
 
     def __init__(self, wanted: Wanted, num_elements: int, sample_M: np.ndarray) -> None:
         self._wanted, self._num_elements = wanted, num_elements
-        self._bounds, self._above, self._between = Guess(0, INFINITE), 0, num_elements
+        self._bounds, self._above, self._between = Guess(0, HIGHEST), 0, num_elements
         self._sample_M = np.sort(sample_M)
         self._count = self._num_wanted(round(float((sample_M > 0).mean()) * num_elements))
         self._crowded = False
