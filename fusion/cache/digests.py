@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,13 +104,11 @@ def _noted(file: Path) -> dict[FileState, str]:
 
 
 def _note(file: Path, line: str) -> None:
-    """One write behind the end, so that lines of several processes do not mix. A cache that is read-only stays so."""
-    try:
+    """One write behind the end, so that lines of several processes do not mix.
+
+    A cache that is read-only or full stays as it is: no job fails for a note.
+    """
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    except OSError:
-        return
-    try:
-        os.write(descriptor, f"{line}\n".encode())
-    finally:
-        os.close(descriptor)
+        with file.open("ab", buffering=0) as notes:
+            notes.write(f"{line}\n".encode())

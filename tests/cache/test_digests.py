@@ -98,3 +98,12 @@ def test_without_a_place_to_write_nothing_is_noted(tmp_path, cache, monkeypatch)
     weights = written(tmp_path / "model" / "weights", b"a" * LARGE)
     fresh_hash(tmp_path / "model", monkeypatch)
     assert known_digest(FileState.of(weights)) == file_hash(weights)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_costs_the_note_alone(tmp_path, cache, monkeypatch):
+    cache.mkdir()
+    (cache / digests.NOTES).symlink_to("/dev/full")
+    weights = written(tmp_path / "model" / "weights", b"a" * LARGE)
+    fresh_hash(tmp_path / "model", monkeypatch)
+    assert known_digest(FileState.of(weights)) == file_hash(weights)
