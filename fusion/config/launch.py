@@ -217,7 +217,7 @@ def _problems(entry: str, settings: Any, more: More) -> list[str]:
 
 def _forget(job: Job) -> None:
     """Take back what Hydra has made for a job of which nothing was run, but nothing of an earlier job's."""
-    if all(path.name == ".hydra" or path.suffix == ".log" for path in job.folder.iterdir()):
+    if {path.name for path in job.folder.iterdir()} <= {".hydra", f"{HydraConfig.get().job.name}.log"}:
         shutil.rmtree(job.folder)
     sweep = job.sweep
     if sweep and {path.name for path in sweep.iterdir()} <= {"multirun.yaml"}:

@@ -213,6 +213,10 @@ def test_a_plan_leaves_nothing_of_its_own_and_all_of_others(command, tmp_path):
     assert command("merge", "plan=true", "hydra.run.dir=here", job=speak)[0] == 0
     assert (tmp_path / "here/launch.log").read_text().startswith("of before\n")
     assert (tmp_path / "here/result.json").is_file()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/of_another_program.log").write_text("kept")
+    assert command("merge", "plan=true", "hydra.run.dir=logs", job=speak)[0] == 0
+    assert (tmp_path / "logs/of_another_program.log").read_text() == "kept"
 
 
 def test_mistakes_that_an_entry_point_finds_are_told_with_others(command, monkeypatch, capsys):
