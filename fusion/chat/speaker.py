@@ -73,7 +73,8 @@ class Speaker:
         prompt_N = self.candidate.reader.encoder.encode_prompt(asked)
         queue: Queue = SimpleQueue()
         stop = Event()
-        writer = Thread(target=self._write, args=(prompt_N, queue, stop), daemon=True)
+        name = f"{self.name} answers"
+        writer = Thread(target=self._write, args=(prompt_N, queue, stop), name=name, daemon=True)
         writer.start()
         said = ""
         try:
