@@ -45,15 +45,17 @@ class Workplace:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory):
-    return Workplace(tmp_path_factory.mktemp("workplace"))
+    """The sweep over the three sources has run here before anything else, so its cached stages can be counted."""
+    workplace = Workplace(tmp_path_factory.mktemp("workplace"))
+    workplace.run("train", "-m", "world=smoke", "source=tiny_a,tiny_b,tiny_c", "hydra.sweep.dir=runs/targets")
+    stages = {stage.name: len(list(stage.glob("[!.]*"))) for stage in workplace.cache.iterdir()}
+    (workplace.root / "stages_of_the_sweep.json").write_text(json.dumps(stages))
+    return workplace
 
 
 @pytest.fixture(scope="session")
 def targets(workplace):
     """Folder of the sweep over the three sources."""
-    workplace.run("train", "-m", "world=smoke", "source=tiny_a,tiny_b,tiny_c", "hydra.sweep.dir=runs/targets")
-    stages = {stage.name: len(list(stage.glob("[!.]*"))) for stage in workplace.cache.iterdir()}
-    (workplace.root / "stages_of_the_sweep.json").write_text(json.dumps(stages))
     return workplace.runs / "targets"
 
 

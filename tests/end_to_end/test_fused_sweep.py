@@ -1,6 +1,7 @@
 """Jobs of one sweep that share a pass over the inputs, and merges that are scored without being written."""
 
 import json
+import shutil
 
 import pytest
 
@@ -50,8 +51,9 @@ def test_a_fused_sweep_leaves_what_separate_jobs_leave(sweeps):
 
 
 def test_only_what_is_missing_of_a_fused_sweep_is_merged_again(workplace, sweeps):
-    again = ("-m", "merge=sce", f"merge.tau={','.join(TAUS)}", "sweep=fused", "hydra.sweep.dir=runs/fused")
-    first, second = (sweeps[1] / f"merge.tau={tau}" for tau in TAUS)
+    folder = shutil.copytree(sweeps[1], workplace.runs / "fused_again")
+    again = ("-m", "merge=sce", f"merge.tau={','.join(TAUS)}", "sweep=fused", f"hydra.sweep.dir={folder}")
+    first, second = (folder / f"merge.tau={tau}" for tau in TAUS)
     kept = (first / "result.json").read_bytes()
     (second / "result.json").unlink()
     printed = workplace.run("merge", *again)
