@@ -70,6 +70,22 @@ def test_one_pass_has_the_same_bits(
         assert torch.equal(found[1], squared_norms(deltas_JN))
 
 
+@pytest.mark.parametrize("tau", [0.001, 0.1, 0.3, 0.36, 0.9])
+def test_few_selected_positions_have_the_same_bits_as_among_all(tau: float) -> None:
+    base_N, targets_JN = models(3000, coarse=False)
+    base_N[::7] = -0.0  # stays, or becomes plus zero, whichever the long way makes of it
+    targets_JN[:, ::7] = -0.0
+    deltas = TensorDeltas.of(targets_JN.float() - base_N.float())
+    select = most_varying(deltas, tau)
+    for renormalize, least, scale in ((False, 0.0, 1.0), (True, 0.0, -0.7), (True, 0.6, 1.0)):
+        election = Election(select, WEIGHTS, renormalize, least_divisor=least)
+        (delta_N,) = deltas.map(election)
+        found = in_one_pass(election, base_N, targets_JN, scale)
+        expected_N = scaled_sum("w", base_N.float(), delta_N, scale, torch.bfloat16)
+        assert found is not None
+        assert torch.equal(found[0].view(torch.int16), expected_N.view(torch.int16))
+
+
 def test_only_known_selections_go_in_one_pass() -> None:
     base_N, targets_JN = models(100)
     assert in_one_pass(Election(lambda block: block.deltas_JN, WEIGHTS, True), base_N, targets_JN, 1.0) is None

@@ -18,6 +18,8 @@ SHORT = 1024
 TILE = 1024
 """Elements that stay in a core's nearest cache while all targets are added to them."""
 UPPER = np.uint32(16)
+FEW = 3
+"""One position of so many is few: to put those together takes less than to compute with all."""
 SIGN_OFF = np.uint32(0x7FFF_FFFF)
 INFINITE = np.uint32(0x7F80)
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -263,11 +265,7 @@ def merge_bfloat16(
 
 @njit(cache=True, nogil=True)
 def _keep_from(deltas_KS: Any, bounds_L: Any, by_spread: bool, spread_S: Any) -> None:
-    """Zero what is below the bounds: of each row's own magnitudes, or of the variance across rows."""
-    if by_spread:
-        if bounds_L[0] <= ZERO:
-            return
-        variance(deltas_KS, spread_S)
+    """Zero what is below the bounds: of each row's own magnitudes, or of `spread_S`, the variance across rows."""
     for k in range(len(deltas_KS)):
         deltas_S = deltas_KS[k]
         if by_spread:
@@ -277,6 +275,26 @@ def _keep_from(deltas_KS: Any, bounds_L: Any, by_spread: bool, spread_S: Any) ->
             bound = bounds_L[k]
             for n in range(len(deltas_S)):
                 deltas_S[n] = deltas_S[n] if abs(deltas_S[n]) >= bound else ZERO
+
+
+@njit(cache=True, nogil=True)
+def _places_from(bound: Any, spread_S: Any, places_S: Any) -> int:
+    """Put the places where the variance reaches the bound at the beginning of `places_S`; returns their number."""
+    count = 0
+    for n in range(len(spread_S)):  # without a branch, which would be guessed wrong again and again
+        places_S[count] = n
+        count += int(abs(spread_S[n]) >= bound)
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _elect(
+    deltas_KS: Any, votes_K: Any, weights_K: Any, renormalize: bool, least_divisor: float, signs_S: Any, total_S: Any
+) -> None:
+    weighted_sum(deltas_KS, votes_K, signs_S)
+    for n in range(len(signs_S)):
+        signs_S[n] = ONE if signs_S[n] >= ZERO else -ONE
+    agreed_sum(deltas_KS, weights_K, signs_S, renormalize, least_divisor, total_S)
 
 
 @njit(cache=True, nogil=True)
@@ -293,24 +311,42 @@ def elect_bfloat16(
     rounded_N: Any,
     squares_K: Any,
 ) -> tuple[float, bool]:
-    """Load, select, elect, sum and round, run by run: what `Election` does loop by loop, to the same bits."""
+    """Load, select, elect, sum and round, run by run: what `Election` does loop by loop, to the same bits.
+
+    Where few positions are selected they are put together, and no others take part: these get zero anyway.
+    """
     zeros_S, origin_S = np.zeros(SHORT, dtype=np.float32), np.empty(SHORT, dtype=np.float32)
     total_S, signs_S = np.empty(SHORT, dtype=np.float32), np.empty(SHORT, dtype=np.float32)
-    deltas_KS = np.empty((len(targets_KN), SHORT), dtype=np.float32)
+    spread_S, places_S = np.empty(SHORT, dtype=np.float32), np.empty(SHORT, dtype=np.int64)
+    num_rows = len(targets_KN)
+    deltas_KS = np.empty((num_rows, SHORT), dtype=np.float32)
+    few = np.empty(num_rows * SHORT, dtype=np.float32)
     origin_square, is_finite = 0.0, True
     squares_K[:] = 0.0
     for start in range(0, len(rounded_N), SHORT):
         size = min(SHORT, len(rounded_N) - start)
         stop = start + size
         if size < SHORT:
-            deltas_KS = np.empty((len(targets_KN), size), dtype=np.float32)  # a part would lie in pieces, and be slow
+            deltas_KS = np.empty((num_rows, size), dtype=np.float32)  # a part would lie in pieces, and be slow
         origin_square += np.float64(_load_run(base_N[start:stop], zeros_S, origin_S))
-        for k in range(len(targets_KN)):
+        for k in range(num_rows):
             squares_K[k] += np.float64(_load_run(targets_KN[k, start:stop], origin_S, deltas_KS[k]))
-        _keep_from(deltas_KS, bounds_L, by_spread, signs_S[:size])
-        weighted_sum(deltas_KS, votes_K, signs_S[:size])
-        for n in range(size):
-            signs_S[n] = ONE if signs_S[n] >= ZERO else -ONE
-        agreed_sum(deltas_KS, weights_K, signs_S[:size], renormalize, least_divisor, total_S[:size])
+        count = size
+        if by_spread and bounds_L[0] > ZERO:
+            variance(deltas_KS, spread_S[:size])
+            count = _places_from(bounds_L[0], spread_S[:size], places_S)
+        if count * FEW < size:
+            few_KM = few[: num_rows * count].reshape(num_rows, count)
+            for k in range(num_rows):
+                for m in range(count):
+                    few_KM[k, m] = deltas_KS[k, places_S[m]]
+            _elect(few_KM, votes_K, weights_K, renormalize, least_divisor, signs_S[:count], spread_S[:count])
+            total_S[:] = ZERO
+            for m in range(count):
+                total_S[places_S[m]] = spread_S[m]
+        else:
+            if count < size or not by_spread:
+                _keep_from(deltas_KS, bounds_L, by_spread, spread_S)
+            _elect(deltas_KS, votes_K, weights_K, renormalize, least_divisor, signs_S[:size], total_S[:size])
         is_finite &= round_to_bfloat16(total_S[:size], origin_S, scale, rounded_N[start:stop])
     return origin_square, is_finite

@@ -145,10 +145,10 @@ def variance(deltas_JN: Tensor) -> Tensor:
     """Population variance across targets, float32 [N]; exactly zero where all targets are equal.
 
     Taken from differences to the first target, so that it loses at most a factor J of precision, however large the
-    deltas are compared to their spread.
+    deltas are compared to their spread. On a CPU the thread's next call overwrites it.
     """
     if on_cpu(deltas_JN):
-        variance_N = torch.empty_like(deltas_JN[0])
+        variance_N = scratch("variance", deltas_JN[0])
         kernels.variance(rows(deltas_JN), variance_N.numpy())
         return variance_N
     num_targets = len(deltas_JN)
