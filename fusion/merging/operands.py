@@ -4,19 +4,21 @@ Shapes: J targets, N elements of a block.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fusion.config import UserError
 from fusion.merging.checkpoints.checkpoint import Checkpoint
 from fusion.merging.checkpoints.tensor_file import TensorHome
-from fusion.merging.deltas import Loaded, Run, block_length
+from fusion.merging.deltas import Block, Loaded, Result, Run, block_length
 from fusion.merging.numerics import kernels
-from fusion.merging.numerics.arithmetic import exact_where_needed, squared_norms
-from fusion.merging.numerics.one_pass import OnePass, Patterns, Span
+from fusion.merging.numerics.arithmetic import are_normal, exact_where_needed, squared_norms
+from fusion.merging.numerics.one_pass import OneLook, OnePass, Patterns, Span
 from fusion.merging.numerics.workspace import Workspace
 from fusion.merging.plan import MergePlan, State, input_labels
 from fusion.merging.statistics import WATCH_EVERY, BlockStatistics
@@ -160,22 +162,37 @@ class TensorOperands:
         The bits are those of `load`, the delta and `scaled_sum`, but deltas are never written anywhere. None where
         that cannot be (no base, another dtype or device) or something is not finite, which they know more of.
         """
+        patterns = self._patterns(start, stop)
+        if patterns is None:
+            return None
+        rounded_N = self._workspace.buffer("rounded", stop - start, torch.bfloat16, CPU)
+        found = delta.merge(patterns, scale, rounded_N.view(torch.uint16).numpy())
+        return rounded_N if found and self._learns(start, patterns, found[0]) and found[1] else None
+
+    def looked_at(self, start: int, stop: int, function: Callable[[Block], Result]) -> Result | None:
+        """`function` of a block without its deltas, where that can be: see `merged`."""
+        if not isinstance(function, OneLook) or (self.watched(start) and start not in self.statistics):
+            return None
+        patterns = self._patterns(start, stop)
+        found = function.look(patterns) if patterns else None
+        return found[0] if found and patterns and self._learns(start, patterns, found[1]) else None
+
+    def _patterns(self, start: int, stop: int) -> Patterns | None:
+        """A block for compiled loops that take all there is to do; None where there are none."""
         if not self._subtracts or self._whole is not None or self._dtype != torch.bfloat16 or self._device != CPU:
             return None
-        raws_IN = self._inputs.read(start, stop)
-        rounded_N = self._workspace.buffer("rounded", stop - start, torch.bfloat16, CPU)
-        squares_J, raws = torch.empty(len(raws_IN) - 1, dtype=torch.float64), raws_IN.view(torch.uint16).numpy()
+        raws = self._inputs.read(start, stop).view(torch.uint16).numpy()
         span = Span(self._plan.positions[self._inputs.name] + start, stop - start)
-        results = rounded_N.view(torch.uint16).numpy(), squares_J.numpy()
-        found = delta.merge(Patterns(span, raws[0], raws[1:], *results), scale)
-        if found is None:
-            return None
-        base_square, is_finite = found
+        return Patterns(span, raws[0], raws[1:], np.empty(len(raws) - 1))
+
+    def _learns(self, start: int, patterns: Patterns, base_square: float) -> bool:
+        """Keep the statistics of a block that is seen for the first time; False where they need a closer look."""
         if start not in self.statistics:
-            if not all(0 < square < math.inf for square in (base_square, *squares_J.tolist())):
-                return None
+            squares_J = torch.from_numpy(patterns.squares_J)
+            if not (0 < base_square < math.inf and are_normal(squares_J)):
+                return False
             self.statistics[start] = BlockStatistics(squares_J)
-        return rounded_N if is_finite else None
+        return True
 
     def whole(self, run: Run) -> Tensor:
         if self._whole is None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from merge_inputs import save_model
@@ -14,7 +15,7 @@ from fusion.merging.numerics.arithmetic import squared_norms
 from fusion.merging.numerics.election import Election
 from fusion.merging.numerics.one_pass import OnePass, Patterns, Span, WeightedSum
 from fusion.merging.numerics.rounding import scaled_sum
-from fusion.merging.numerics.selection import Selection, magnitude, most_varying, trimmer
+from fusion.merging.numerics.selection import SelectedSquares, Selection, magnitude, most_varying, trimmer
 
 J = 4
 WEIGHTS = torch.tensor([0.5, 0.2, 0.3, 0.7], dtype=torch.float64)
@@ -30,10 +31,14 @@ def models(size: int, coarse: bool = True) -> tuple[Tensor, Tensor]:
     return base_N, (base_N.float() + steps_JN).bfloat16()
 
 
+def bit_patterns(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.view(torch.uint16).numpy() for tensor in tensors]
+
+
 def in_one_pass(delta: OnePass, base_N: Tensor, targets_JN: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
     rounded_N, squares_J = torch.empty_like(base_N), torch.empty(J, dtype=torch.float64)
-    patterns = [tensor.view(torch.uint16).numpy() for tensor in (base_N, targets_JN, rounded_N)]
-    found = delta.merge(Patterns(Span(0, len(base_N)), *patterns, squares_J.numpy()), scale)
+    *inputs, rounded = bit_patterns(base_N, targets_JN, rounded_N)
+    found = delta.merge(Patterns(Span(0, len(base_N)), *inputs, squares_J.numpy()), scale, rounded)
     assert found is None or (found[0] == squared_norms(base_N.float()[None]) and found[1])
     return None if found is None else (rounded_N, squares_J)
 
@@ -86,6 +91,34 @@ def test_few_selected_positions_have_the_same_bits_as_among_all(tau: float) -> N
         assert torch.equal(found[0].view(torch.int16), expected_N.view(torch.int16))
 
 
+@pytest.mark.parametrize("size", [1, 1023, 1024, 3000])
+@pytest.mark.parametrize("kind", [kind for kind in SELECTIONS if kind != "nothing"])
+def test_squares_of_what_is_selected_have_the_same_bits_in_one_pass(size: int, kind: str) -> None:
+    base_N, targets_JN = models(size, coarse=False)
+    deltas_JN = targets_JN.float() - base_N.float()
+    deltas = TensorDeltas.of(deltas_JN)
+    look = SelectedSquares(SELECTIONS[kind](deltas))
+    patterns = Patterns(Span(0, size), *bit_patterns(base_N, targets_JN), np.empty(J))
+    found = look.look(patterns)
+    expected_J = deltas.map(look)[0]
+    if not expected_J.all():  # a zero might be what has become too small for float32
+        assert found is None
+        return
+    assert found is not None
+    assert torch.equal(found[0], expected_J)
+    assert found[1] == squared_norms(base_N.float()[None])
+    assert torch.equal(torch.from_numpy(patterns.squares_J), squared_norms(deltas_JN))
+
+
+def test_squares_that_leave_float32_are_summed_the_longer_way() -> None:
+    for step in (1e-30, 1e30):
+        targets_JN = (torch.ones(J, 5) * step).bfloat16()
+        look = SelectedSquares(Selection(magnitude, None))
+        inputs = bit_patterns(torch.zeros(5).bfloat16(), targets_JN)
+        assert look.look(Patterns(Span(0, 5), *inputs, np.empty(J))) is None
+        assert torch.isfinite(TensorDeltas.of(targets_JN.float()).map(look)[0]).all()
+
+
 def test_only_known_selections_go_in_one_pass() -> None:
     base_N, targets_JN = models(100)
     assert in_one_pass(Election(lambda block: block.deltas_JN, WEIGHTS, True), base_N, targets_JN, 1.0) is None
@@ -114,19 +147,20 @@ def test_whole_merges_have_the_same_bytes(
         for j, target_N in enumerate(targets_JN)
     ]
     merged, calls = [], []
-    for kind in (Election, WeightedSum):
-        merge = kind.merge
+    ways = [(Election, "merge"), (WeightedSum, "merge"), (SelectedSquares, "look")]
+    for kind, way in ways:
+        found_by = getattr(kind, way)
 
-        def counted(self, patterns, scale, merge=merge):
-            calls.append(merge(self, patterns, scale))
+        def counted(self, *args, found_by=found_by):
+            calls.append(found_by(self, *args))
             return calls[-1]
 
-        monkeypatch.setattr(kind, "merge", counted)
+        monkeypatch.setattr(kind, way, counted)
     for name in ("in_one_pass", "step_by_step"):
         merge_folders(method, base, targets, tmp_path / name, engine=EngineConfig(probe_disk=False), **parameters)
         merged.append((tmp_path / name / "model.safetensors").read_bytes())
         if name == "in_one_pass":
             assert any(found is not None for found in calls)
-        monkeypatch.setattr(Election, "merge", lambda *_: None)
-        monkeypatch.setattr(WeightedSum, "merge", lambda *_: None)
+        for kind, way in ways:
+            monkeypatch.setattr(kind, way, lambda *_: None)
     assert merged[0] == merged[1]

@@ -1,8 +1,8 @@
 from fusion.merging.deltas import TensorDeltas
 from fusion.merging.method import MergedDelta, merge_method
-from fusion.merging.numerics.arithmetic import shares, squared_norms
+from fusion.merging.numerics.arithmetic import shares
 from fusion.merging.numerics.election import Election
-from fusion.merging.numerics.selection import NOTHING_SELECTED, most_varying
+from fusion.merging.numerics.selection import NOTHING_SELECTED, SelectedSquares, most_varying
 from fusion.merging.parameters import Share
 
 
@@ -19,5 +19,5 @@ def sce(deltas: TensorDeltas, *, tau: Share = 1.0, renormalize: bool = False) ->
     by default.
     """
     select = most_varying(deltas, tau)
-    eta_J, events = shares(deltas.reduce(lambda block: squared_norms(select(block))))
+    eta_J, events = shares(deltas.reduce(SelectedSquares(select)))
     return MergedDelta(Election(select, eta_J, renormalize), eta_J, (NOTHING_SELECTED,) if select.is_empty else events)

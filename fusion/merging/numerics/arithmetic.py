@@ -67,6 +67,11 @@ def squared_norms(values_JN: Tensor) -> Tensor:
     return exact_where_needed(_squares_by_runs(values_JN), values_JN)
 
 
+def are_normal(squares_J: Tensor) -> bool:
+    """Whether no squared norm that was summed in runs of float32 under- or overflowed."""
+    return all(0 < square < torch.inf for square in squares_J.tolist())
+
+
 def exact_where_needed(squares_J: Tensor, values_JN: Tensor) -> Tensor:
     """Squared norms, [J], those anew in float64 that under- or overflowed in runs of float32."""
     for j, square in enumerate(squares_J.tolist()):

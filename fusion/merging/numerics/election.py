@@ -7,6 +7,7 @@ votes with which weight, and in what is summed. Shapes: J targets, N elements of
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +41,7 @@ class Election:
             deltas_JN, self.weights_J, signs_N, renormalize=self.renormalize, least_divisor=self.least_divisor
         )
 
-    def merge(self, patterns: Patterns, scale: float) -> tuple[float, bool] | None:
+    def merge(self, patterns: Patterns, scale: float, rounded_N: np.ndarray) -> tuple[float, bool] | None:
         """As `fusion.merging.numerics.one_pass.OnePass.merge`; None where a selection ends within the block."""
         bounds = self.select.bounds(patterns.block) if isinstance(self.select, Selection) else None
         if bounds is None:
@@ -48,7 +49,9 @@ class Election:
         votes_J = torch.ones(len(self.weights_J)) if self.votes_J is None else self.votes_J
         weights = wide(votes_J), wide(self.weights_J)
         divisor = self.renormalize, float(self.least_divisor)
-        return kernels.elect_bfloat16(*patterns.inputs, *bounds, *weights, *divisor, scale, *patterns.results)
+        return kernels.elect_bfloat16(
+            *patterns.inputs, *bounds, *weights, *divisor, scale, rounded_N, patterns.squares_J
+        )
 
 
 def majority(votes_JN: Tensor, weights_J: Tensor | None = None) -> Tensor:

@@ -264,6 +264,16 @@ def merge_bfloat16(
 
 
 @njit(cache=True, nogil=True)
+def _load_deltas(base_N: Any, targets_KN: Any, start: int, origin_S: Any, deltas_KS: Any, squares_K: Any) -> float:
+    """A run from `start` on: its squared norms are added to those of the rows; that of the base is returned."""
+    stop = start + deltas_KS.shape[1]
+    origin_square = _load_run(base_N[start:stop], np.zeros(stop - start, dtype=np.float32), origin_S)
+    for k in range(len(targets_KN)):
+        squares_K[k] += np.float64(_load_run(targets_KN[k, start:stop], origin_S, deltas_KS[k]))
+    return float(origin_square)
+
+
+@njit(cache=True, nogil=True)
 def _keep_from(deltas_KS: Any, bounds_L: Any, by_spread: bool, spread_S: Any) -> None:
     """Zero what is below the bounds: of each row's own magnitudes, or of `spread_S`, the variance across rows."""
     for k in range(len(deltas_KS)):
@@ -275,6 +285,33 @@ def _keep_from(deltas_KS: Any, bounds_L: Any, by_spread: bool, spread_S: Any) ->
             bound = bounds_L[k]
             for n in range(len(deltas_S)):
                 deltas_S[n] = deltas_S[n] if abs(deltas_S[n]) >= bound else ZERO
+
+
+@njit(cache=True, nogil=True)
+def kept_squares_bfloat16(
+    base_N: Any, targets_KN: Any, bounds_L: Any, by_spread: bool, kept_K: Any, squares_K: Any
+) -> float:
+    """Load, select and sum the squares of what is selected, run by run, to the bits of `squared_norms`.
+
+    Fills those squared norms and the ones of the deltas, float64; returns that of the base.
+    """
+    origin_S, spread_S = np.empty(SHORT, dtype=np.float32), np.empty(SHORT, dtype=np.float32)
+    deltas_KS = np.empty((len(targets_KN), SHORT), dtype=np.float32)
+    origin_square, selects = 0.0, not by_spread or bounds_L[0] > ZERO
+    squares_K[:] = 0.0
+    kept_K[:] = 0.0
+    for start in range(0, len(base_N), SHORT):
+        size = min(SHORT, len(base_N) - start)
+        if size < SHORT:
+            deltas_KS = np.empty((len(targets_KN), size), dtype=np.float32)
+        origin_square += _load_deltas(base_N, targets_KN, start, origin_S, deltas_KS, squares_K)
+        if by_spread and selects:
+            variance(deltas_KS, spread_S[:size])
+        if selects:
+            _keep_from(deltas_KS, bounds_L, by_spread, spread_S)
+        for k in range(len(targets_KN)):
+            kept_K[k] += np.float64(_square(deltas_KS[k]))
+    return origin_square
 
 
 @njit(cache=True, nogil=True)
@@ -315,9 +352,9 @@ def elect_bfloat16(
 
     Where few positions are selected they are put together, and no others take part: these get zero anyway.
     """
-    zeros_S, origin_S = np.zeros(SHORT, dtype=np.float32), np.empty(SHORT, dtype=np.float32)
+    origin_S, spread_S = np.empty(SHORT, dtype=np.float32), np.empty(SHORT, dtype=np.float32)
     total_S, signs_S = np.empty(SHORT, dtype=np.float32), np.empty(SHORT, dtype=np.float32)
-    spread_S, places_S = np.empty(SHORT, dtype=np.float32), np.empty(SHORT, dtype=np.int64)
+    places_S = np.empty(SHORT, dtype=np.int64)
     num_rows = len(targets_KN)
     deltas_KS = np.empty((num_rows, SHORT), dtype=np.float32)
     few = np.empty(num_rows * SHORT, dtype=np.float32)
@@ -325,12 +362,9 @@ def elect_bfloat16(
     squares_K[:] = 0.0
     for start in range(0, len(rounded_N), SHORT):
         size = min(SHORT, len(rounded_N) - start)
-        stop = start + size
         if size < SHORT:
             deltas_KS = np.empty((num_rows, size), dtype=np.float32)  # a part would lie in pieces, and be slow
-        origin_square += np.float64(_load_run(base_N[start:stop], zeros_S, origin_S))
-        for k in range(num_rows):
-            squares_K[k] += np.float64(_load_run(targets_KN[k, start:stop], origin_S, deltas_KS[k]))
+        origin_square += _load_deltas(base_N, targets_KN, start, origin_S, deltas_KS, squares_K)
         count = size
         if by_spread and bounds_L[0] > ZERO:
             variance(deltas_KS, spread_S[:size])
@@ -348,5 +382,5 @@ def elect_bfloat16(
             if count < size or not by_spread:
                 _keep_from(deltas_KS, bounds_L, by_spread, spread_S)
             _elect(deltas_KS, votes_K, weights_K, renormalize, least_divisor, signs_S[:size], total_S[:size])
-        is_finite &= round_to_bfloat16(total_S[:size], origin_S, scale, rounded_N[start:stop])
+        is_finite &= round_to_bfloat16(total_S[:size], origin_S, scale, rounded_N[start : start + size])
     return origin_square, is_finite

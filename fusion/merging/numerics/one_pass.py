@@ -1,10 +1,10 @@
-"""Merged blocks that are made of the stored bit patterns in one pass, so that no delta is ever written anywhere.
+"""Blocks that are merged or measured from the stored bit patterns in one pass: no delta is ever written anywhere.
 
 Shapes: J targets, N elements of a block.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -22,23 +22,17 @@ class Span(NamedTuple):
 
 
 class Patterns(NamedTuple):
-    """A block of base and targets as bit patterns of bfloat16 (uint16), and where to put what is made of it."""
+    """A block of base and targets as bit patterns of bfloat16 (uint16), and where to put what is learnt of it."""
 
     block: Span
     base_N: np.ndarray
     targets_JN: np.ndarray
-    rounded_N: np.ndarray
-    """base + scale * delta, bit patterns of bfloat16."""
     squares_J: np.ndarray
     """Squared norms of the deltas, float64."""
 
     @property
     def inputs(self) -> tuple[np.ndarray, np.ndarray]:
         return self.base_N, self.targets_JN
-
-    @property
-    def results(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.rounded_N, self.squares_J
 
 
 @runtime_checkable
@@ -48,8 +42,23 @@ class OnePass(Protocol):
     def __call__(self, block: Block) -> Tensor:
         """The merged delta, float32 [N]."""
 
-    def merge(self, patterns: Patterns, scale: float) -> tuple[float, bool] | None:
-        """Fill the results; the squared norm of the base, and whether the rounded elements are finite.
+    def merge(self, patterns: Patterns, scale: float, rounded_N: np.ndarray) -> tuple[float, bool] | None:
+        """Fill the squared norms, and `rounded_N` with base + scale * delta as bit patterns of bfloat16.
+
+        Returns the squared norm of the base, and whether the rounded elements are finite; None where this block needs
+        the longer way.
+        """
+
+
+@runtime_checkable
+class OneLook(Protocol):
+    """Something small that is learnt of a block, and can also be learnt in one pass, to the same bits."""
+
+    def __call__(self, block: Block) -> Any:
+        """What is learnt."""
+
+    def look(self, patterns: Patterns) -> tuple[Any, float] | None:
+        """Fill the squared norms; what is learnt, and the squared norm of the base.
 
         None where this block needs the longer way.
         """
@@ -64,5 +73,5 @@ class WeightedSum:
     def __call__(self, block: Block) -> Tensor:
         return weighted_sum(block.deltas_JN, self.weights_J)
 
-    def merge(self, patterns: Patterns, scale: float) -> tuple[float, bool]:
-        return kernels.merge_bfloat16(*patterns.inputs, wide(self.weights_J), scale, *patterns.results)
+    def merge(self, patterns: Patterns, scale: float, rounded_N: np.ndarray) -> tuple[float, bool]:
+        return kernels.merge_bfloat16(*patterns.inputs, wide(self.weights_J), scale, rounded_N, patterns.squares_J)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fusion.merging.deltas import Block, ModelDeltas, Passes, TensorDeltas
 from fusion.merging.numerics import kernels
-from fusion.merging.numerics.arithmetic import on_cpu, rows
-from fusion.merging.numerics.one_pass import Span
+from fusion.merging.numerics.arithmetic import are_normal, on_cpu, rows, squared_norms
+from fusion.merging.numerics.one_pass import Patterns, Span
 from fusion.merging.numerics.thresholds import NOTHING, Keys, Threshold, find_thresholds
 from fusion.merging.numerics.workspace import scratch
 
@@ -109,6 +109,26 @@ class Selection:
     @property
     def is_empty(self) -> bool:
         return self.selected is not None and self.selected.thresholds == (NOTHING,)
+
+
+@dataclass(frozen=True)
+class SelectedSquares:
+    """Squared norms of what is selected of the deltas, [J], float64."""
+
+    select: Selection
+
+    def __call__(self, block: Block) -> Tensor:
+        return squared_norms(self.select(block))
+
+    def look(self, patterns: Patterns) -> tuple[Tensor, float] | None:
+        """As `fusion.merging.numerics.one_pass.OneLook.look`; None where squares under- or overflow, too."""
+        bounds = self.select.bounds(patterns.block)
+        if bounds is None:
+            return None
+        kept_J = torch.empty(len(patterns.targets_JN), dtype=torch.float64)
+        results = kept_J.numpy(), patterns.squares_J
+        base_square = kernels.kept_squares_bfloat16(*patterns.inputs, *bounds, *results)
+        return (kept_J, base_square) if are_normal(kept_J) else None
 
 
 def trimmer(passes: TensorDeltas | ModelDeltas, densities_J: Tensor) -> Selection:

@@ -3,6 +3,7 @@
 Shapes: J targets, N elements of a block.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from fusion.merging.deltas import Loaded, Operands, Run
+from fusion.merging.deltas import Block, Loaded, Operands, Result, Run
 from fusion.merging.numerics.workspace import Workspace
 
 TILE = 2048
@@ -28,6 +29,9 @@ class UnwidenedOperands:
     def load(self, start: int, stop: int) -> Loaded:
         origin_N, operands_JN = self.operands.load(start, stop)
         return Loaded(origin_N, _in_dtype("unwidened", operands_JN, self.dtype))
+
+    def looked_at(self, start: int, stop: int, function: Callable[[Block], Result]) -> Result | None:
+        return None
 
     def keep(self) -> None:
         self.operands.keep()
