@@ -7,6 +7,8 @@ import threading
 import time
 
 import pytest
+from forked import ended, fork
+from waiting import PATIENCE, wait_for
 
 from fusion.cache import Pieces, fingerprint, make_share, shared_folder, write_text
 from fusion.cache.folder import discard_unfinished
@@ -70,7 +72,7 @@ def test_many_at_the_same_time_make_every_piece_once(tmp_path, whole, at_once):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert len(found) == 6
     assert sorted(number for numbers in made for number in numbers) == list(range(COUNT))
     assert max(map(len, made)) <= at_once
@@ -119,23 +121,20 @@ def test_nobody_waits_for_a_process_that_was_killed(tmp_path, whole):
     def hangs(folder, number):
         if number == 3:
             reached.touch()
-            time.sleep(600)
+            time.sleep(PATIENCE)
 
-    child = os.fork()
-    if child == 0:
-        shared_folder(tmp_path, "stage", KEY, pieces([], before=hangs))
-        os._exit(0)
-    while not reached.exists():
-        time.sleep(0.01)
+    child = fork(lambda: shared_folder(tmp_path, "stage", KEY, pieces([], before=hangs)))
+    wait_for(reached.exists)
     made, found = [], []
     waiting = threading.Thread(target=lambda: found.append(shared_folder(tmp_path, "stage", KEY, pieces(made))))
     waiting.start()
-    waiting.join(0.5)
+    wait_for(lambda: len(made) == COUNT - 4)
+    waiting.join(0.3)  # time to go wrong
     assert waiting.is_alive()  # all but piece 3 are made, which another one holds
     assert made == [[number] for number in range(4, COUNT)]
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    waiting.join(10)
+    assert ended(child) == -signal.SIGKILL
+    waiting.join(PATIENCE)
     assert made == [*([number] for number in range(4, COUNT)), [3]]
     assert content(found[0]) == whole
 
