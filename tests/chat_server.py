@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,11 +13,12 @@ KEY_VARIABLE = "FUSION_TEST_JUDGE_KEY"
 class ChatServer:
     """Answers with `answer(payload) -> text, (text, log-probabilities of the first token) or (status, body)`.
 
-    `faults` are used up one by one, whichever question comes: 429, 500, "timeout", "malformed", "empty", "cut".
+    `faults` are used up one by one, whichever question comes: 429, 500, "timeout", "malformed", "empty", "cut". A
+    question that gets "empty" after two other faults is not asked again, so "empty" should come first.
     """
 
-    def __init__(self, answer, faults=(), key=None, slow=0.0):
-        self.answer, self.faults, self.key, self.slow = answer, list(faults), key, slow
+    def __init__(self, answer, faults=(), key=None):
+        self.answer, self.faults, self.key = answer, list(faults), key
         self.payloads, self.seen = [], Counter()
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
@@ -36,6 +36,7 @@ class ChatServer:
 
     @contextmanager
     def busy(self):
+        """While an answer is thought of; it is over before the answer is sent, and so before the next question."""
         with self.lock:
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
@@ -47,7 +48,8 @@ class ChatServer:
 
     def reply(self, payload):
         """(status, body)"""
-        found = self.answer(payload)
+        with self.busy():
+            found = self.answer(payload)
         if isinstance(found, tuple) and isinstance(found[0], int):
             return found
         text, first = found if isinstance(found, tuple) else (found, None)
@@ -83,13 +85,11 @@ def handler(chat):
                 self.send(401, {"error": {"message": f"Incorrect API key provided: {given}"}})
                 return
             fault = chat.next_fault(payload)
-            with chat.busy():
-                time.sleep(chat.slow)
-                self.respond(fault, payload)
+            self.respond(fault, payload)
 
         def respond(self, fault, payload):
             if fault == "timeout":
-                time.sleep(1.5)
+                self.rfile.read(1)  # until the client hangs up
                 self.close_connection = True
             elif isinstance(fault, int):
                 self.send(fault, {"error": "not now"}, **({"Retry_After": "0.05"} if fault == 429 else {}))

@@ -77,6 +77,10 @@ class _Lost(Exception):
         self.wait = wait
 
 
+class _NotAsked(_Lost):
+    """There was no attempt, because others have failed."""
+
+
 @dataclass
 class Ledger:
     """What the questions have cost, kept by several threads."""
@@ -134,6 +138,7 @@ class Endpoint:
             timeout=settings.timeout_s, limits=httpx.Limits(max_connections=settings.concurrency)
         )
         self._stop = threading.Event()
+        self._lock = threading.Lock()
         self._lost_in_a_row = 0
         self._gives_logprobs = True
 
@@ -163,9 +168,10 @@ class Endpoint:
             if not isinstance(error, _Lost):
                 raise error
         if errors:
+            first = next((error for error in errors if not isinstance(error, _NotAsked)), errors[0])
             raise UserError(
                 f"{self._where}: {len(errors)} of {len(unique)} questions have no answer "
-                f"(the first: {errors[0]}); run the same command again: answers so far are kept"
+                f"(the first: {first}); run the same command again: answers so far are kept"
             )
         return [futures[path].result() for path in places]
 
@@ -213,9 +219,10 @@ class Endpoint:
         try:
             reply = self._asked_patiently(question)
         except _Lost:
-            self._lost_in_a_row += 1
-            if self._lost_in_a_row >= LOST_IN_A_ROW:
-                self._stop.set()
+            with self._lock:
+                self._lost_in_a_row += 1
+                if self._lost_in_a_row >= LOST_IN_A_ROW:
+                    self._stop.set()
             raise
         self._lost_in_a_row = 0
         return reply
@@ -244,7 +251,7 @@ class Endpoint:
 
     def _asked_once(self, question: Question) -> Reply:
         if self._stop.is_set():
-            raise _Lost("not asked, because the endpoint refused another question or answered none")
+            raise _NotAsked("not asked, because the endpoint refused another question or answered none")
         if not self._gives_logprobs:
             question = replace(question, top_logprobs=0)
         try:

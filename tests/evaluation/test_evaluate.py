@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from chat_server import KEY, KEY_VARIABLE, chat_server, files_with
+from waiting import PATIENCE
 
 from fusion.config import UserError
 from fusion.config.evaluate import EvaluateConfig
@@ -29,7 +30,7 @@ def run(folder, *arguments, code=0, **environment):
         env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from waiting import PATIENCE
 
 from fusion.dialogues.dialogue import read_jsonl
 from fusion.merging import merge_folders
@@ -110,7 +111,7 @@ def run(folder, *command):
         env={**os.environ, **quiet},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
