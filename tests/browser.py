@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "google-chrome", "chrome")
+LONGEST_MS = 300_000  # a busy machine may take a minute to open a browser
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Watched:
     requests: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.page.set_default_timeout(LONGEST_MS)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -33,6 +35,6 @@ def open_browser() -> Iterator[Any]:
     if path is None:
         pytest.skip(f"no browser is installed ({', '.join(NAMES)})")
     with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = engine.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=LONGEST_MS)
         yield browser
         browser.close()

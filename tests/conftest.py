@@ -12,6 +12,12 @@ hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis_settings.register_profile("search", deadline=None)
 hypothesis_settings.load_profile("repeatable")
 
+# Before anything is imported, and for all processes that tests start.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB__SERVICE_WAIT", "600")  # seconds that W&B's own process may take to start
+for name in ("no_proxy", "NO_PROXY"):  # servers of tests are on this machine, whatever leads to others
+    os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
+
 TEST_CACHE = Path(os.environ.get("FUSION_TEST_CACHE") or Path(__file__).parent / ".cache")
 
 

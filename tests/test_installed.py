@@ -29,9 +29,12 @@ def installed(tmp_path_factory):
     root = tmp_path_factory.mktemp("wheel")
     source = root / "source"
     for name in SOURCES:
-        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
         source.mkdir(exist_ok=True)
-        copy(REPOSITORY / name, source / name, **({"symlinks": True} if copy is shutil.copytree else {}))
+        if (REPOSITORY / name).is_dir():  # without what other processes may compile meanwhile
+            skipped = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(REPOSITORY / name, source / name, symlinks=True, ignore=skipped)
+        else:
+            shutil.copy(REPOSITORY / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(root), "."]
     subprocess.run(command, cwd=source, check=True, capture_output=True)
     (wheel,) = root.glob("*.whl")

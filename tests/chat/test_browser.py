@@ -31,7 +31,7 @@ def test_a_talk_in_the_browser(browser, served):
         page.fill("#question", "say <b>river</b>")
         page.keyboard.press("Enter")
         done = f'section[data-answers="{turn}"]'
-        page.wait_for_selector(f"{done} ~ {done}", timeout=60_000)
+        page.wait_for_selector(f"{done} ~ {done}")
     shown = [one.text_content().strip() for one in page.query_selector_all(".model")]
     assert page.query_selector_all(".user b") == []
     said = [message.content for one in pair for message in one.messages if message.role == "assistant"]

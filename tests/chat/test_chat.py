@@ -11,7 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from waiting import PATIENCE
 
+from fusion.chat import speaker as module
 from fusion.chat.speaker import Speaker, speakers
 from fusion.chat.terminal import talk
 from fusion.chat.web import make_server
@@ -20,6 +22,7 @@ from fusion.dialogues.template import UnrenderableDialogue
 from fusion.evaluation.sampling import Draw, continuations, stop_ids_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+client = httpx.Client(timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -109,14 +112,28 @@ def test_options_that_cannot_be(option, capsys):
     assert option[0] in capsys.readouterr().err
 
 
-def test_an_answer_that_nobody_reads_on_ends(tiny_pivot):
+def test_an_answer_that_nobody_reads_on_ends(tiny_pivot, monkeypatch):
     """A page that is closed frees the model: its thread ends, and its own settings are back."""
+
+    told_to_stop = []
+
+    class Leisurely(module._Pieces):
+        """Says nothing more before somebody hangs up, so that this comes before the end of the answer."""
+
+        def on_finalized_text(self, text, stream_end=False):
+            super().on_finalized_text(text, stream_end)
+            if text:
+                told_to_stop.append(self._stop.wait(PATIENCE / 4))
+
     (speaker,) = speakers([tiny_pivot.path], max_new_tokens=400)
     own = speaker.candidate.module().generation_config
-    pieces = speaker.answer("say river")
-    next(pieces)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_Pieces", Leisurely)
+        pieces = speaker.answer("say river")
+        next(pieces)
     assert f"{speaker.name} answers" in names_of_threads()
     pieces.close()
+    assert told_to_stop == [True]
     assert f"{speaker.name} answers" not in names_of_threads()
     assert speaker.candidate.module().generation_config is own
     assert speaker.messages == []
@@ -140,7 +157,7 @@ def page(pair):
 
 
 def facts_of(address):
-    text = httpx.get(address + "/").text
+    text = client.get(address + "/").text
     return json.loads(re.search(r"const facts = (\{.*\});", text).group(1))
 
 
@@ -150,28 +167,28 @@ def test_the_page_asks_and_streams(page, pair):
     headers = {"X-Token": facts["token"]}
     for number, speaker in enumerate(pair):
         asked = {"model": number, "question": "say river"}
-        with httpx.stream("POST", page + "/ask", json=asked, headers=headers, timeout=60) as response:
+        with client.stream("POST", page + "/ask", json=asked, headers=headers) as response:
             lines = [json.loads(line) for line in response.iter_lines()]
         assert lines[-1] == {"end": True}
         assert "".join(line.get("text", "") for line in lines).strip() == plain_answer(speaker, "say river")
-    assert httpx.post(page + "/new", json={}, headers=headers).status_code == 200
+    assert client.post(page + "/new", json={}, headers=headers).status_code == 200
     assert all(speaker.messages == [] for speaker in pair)
 
 
 def test_strangers_cannot_ask(page, pair):
     asked = {"model": 0, "question": "say river"}
-    assert httpx.post(page + "/ask", json=asked).status_code == 403
-    assert httpx.post(page + "/ask", json=asked, headers={"X-Token": "guess"}).status_code == 403
-    assert httpx.get(page + "/", headers={"Host": "evil.example"}).status_code == 404
-    assert httpx.get(page + "/../secrets").status_code == 404
+    assert client.post(page + "/ask", json=asked).status_code == 403
+    assert client.post(page + "/ask", json=asked, headers={"X-Token": "guess"}).status_code == 403
+    assert client.get(page + "/", headers={"Host": "evil.example"}).status_code == 404
+    assert client.get(page + "/../secrets").status_code == 404
     headers = {"X-Token": facts_of(page)["token"]}
     for bad in ({"model": 9, "question": "a"}, {"model": "0", "question": "a"}, {"model": 0}, []):
-        assert httpx.post(page + "/ask", json=bad, headers=headers).status_code == 400
+        assert client.post(page + "/ask", json=bad, headers=headers).status_code == 400
     assert pair[0].messages == []
 
 
 def test_the_page_loads_nothing_from_elsewhere(page):
-    response = httpx.get(page + "/")
+    response = client.get(page + "/")
     assert "default-src 'none'" in response.headers["Content-Security-Policy"]
     assert not re.search(r"(src|href)=|https?://|innerHTML", response.text)
 

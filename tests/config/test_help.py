@@ -1,20 +1,20 @@
 """`--help` answers at once and leaves nothing out."""
 
 import os
-import resource
-import subprocess
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+from cpu_time import run_and_weigh, weight_of_hydra
 from omegaconf import OmegaConf
 
 from fusion.config.compose import CONFIG_FOLDER, SCHEMAS
 from fusion.config.help import field_sentences, help_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MOST_SECONDS = 1.5
+MOST_WORK = 7
+"""In what Hydra alone costs; PyTorch costs ten of it."""
 
 
 def nested(schema, prefix=""):
@@ -50,17 +50,11 @@ def test_every_group_with_every_option(entry):
 
 @pytest.mark.parametrize("entry", SCHEMAS)
 def test_the_command_is_quick_and_complete(entry):
-    def ask():
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        command = [sys.executable, str(REPOSITORY / f"{entry}.py"), "--help"]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"}, check=True)
-        return done, resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-
-    done, seconds = ask()
-    if seconds > MOST_SECONDS:  # a busy machine costs caches, so once more
-        done, seconds = ask()
-    assert seconds < MOST_SECONDS
-    assert done.stdout.strip() == help_text(entry).strip()
-    assert done.stderr == ""
-    for line in done.stdout.splitlines():
+    command = [sys.executable, str(REPOSITORY / f"{entry}.py"), "--help"]
+    asked = [run_and_weigh(command, env=os.environ | {"COLUMNS": "200"}) for _ in range(2)]  # the first may compile
+    assert min(seconds for _, _, seconds in asked) < MOST_WORK * weight_of_hydra()
+    said, complained, _ = asked[0]
+    assert said.strip() == help_text(entry).strip()
+    assert complained == ""
+    for line in said.splitlines():
         assert len(line) <= 120

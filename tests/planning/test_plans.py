@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cpu_time import run_and_weigh, weight_of_hydra
 from hydra import compose, initialize_config_dir
 from tiny_models import make_llama, make_qwen, make_tokenizer, save
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -262,11 +262,11 @@ def test_a_merge_that_would_be_refused_has_no_plan(three_models, tmp_path):
 def test_the_command_answers_at_once_and_leaves_nothing(tmp_path):
     command = [sys.executable, str(REPOSITORY / "train.py"), "experiments=fusechat_7b_v2", "plan=true"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 3  # seconds of work; others may be busy
-    assert "openchat_3_5_7b" in done.stdout
-    assert "nothing was run" in done.stdout
+    asked = [run_and_weigh(command, cwd=tmp_path, env=environment) for _ in range(2)]  # the first may compile
+    assert min(seconds for _, _, seconds in asked) < 25 * weight_of_hydra()
+    said = asked[0][0]
+    assert "openchat_3_5_7b" in said
+    assert "nothing was run" in said
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

@@ -194,8 +194,9 @@ def test_a_command_is_copied(watched):
 
 def test_a_narrow_window_scrolls_only_inside(watched):
     watched.page.set_viewport_size({"width": 400, "height": 800})
-    watched.page.wait_for_timeout(100)
-    assert watched.page.evaluate("document.documentElement.scrollWidth") <= 400
+    watched.page.wait_for_function(
+        "document.documentElement.scrollWidth <= 400"
+    )  # drawings follow in a frame of theirs
     for place, mark in DRAWINGS.items():
         assert watched.page.query_selector(f"{place} {mark}"), place
 

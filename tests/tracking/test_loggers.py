@@ -3,10 +3,10 @@
 import contextlib
 import csv
 import os
-import time
 
 import pytest
 from pytorch_lightning.loggers import CSVLogger
+from waiting import next_second
 
 from fusion.config.launch import Job
 from fusion.config.schema import LoggerConfig
@@ -108,6 +108,7 @@ def test_tensorboard_shows_every_step_once(job):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     attempt(job, range(5), name="tensorboard")
+    next_second()  # files are read in the order of the seconds in their names
     attempt(job, range(3, 7), first_step=3, name="tensorboard")
     curves = EventAccumulator(str(job.folder / "tensorboard"))
     curves.Reload()
@@ -152,7 +153,7 @@ def test_attempts_of_a_job_are_one_run_of_wandb(tmp_path, monkeypatch, capsys):
     for fingerprint in ("one", "one", "two"):
         with job_loggers(LoggerConfig(name="wandb"), job, "train", [], fingerprint) as loggers:
             ids.append(loggers[0].experiment.id)
-        time.sleep(1.1)  # attempts are told apart by the second in which they began
+        next_second()  # attempts are told apart by the second in which they began
     assert ids[0] == ids[1] != ids[2]
     _, second, third = capsys.readouterr().out.splitlines()
     assert "wandb sync --append" in second
