@@ -8,7 +8,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +17,7 @@ import pytest
 import torch
 from tiny_models import encoder, make_qwen, make_tokenizer, save
 from transformers import LlamaConfig, LlamaForCausalLM
+from waiting import PATIENCE, wait_for
 
 from fusion.config import UserError
 from fusion.config.schema import ModelConfig, SourceConfig, TeacherConfig
@@ -214,13 +214,13 @@ def ranks_of(starter):
     return found
 
 
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("nothing happened")
+def lives(one):
+    """Whether a process does; it may end between two looks at it."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        return one.is_running() and one.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @needs_accelerate
@@ -232,8 +232,8 @@ def test_a_process_that_is_killed_takes_the_others_with_it(model, encoded, tmp_p
         ranks = wait_for(lambda: len(found := ranks_of(os.getpid())) == 2 and found)
         os.kill(max(ranks), signal.SIGKILL)
         with pytest.raises(UserError, match=r"teacher big: the 2 processes of .*failed with status 1(?s:.*)SIGKILL"):
-            reading.result(timeout=60)
-    assert not any(one.is_running() and one.status() != "zombie" for one in ranks.values())
+            reading.result(timeout=PATIENCE)
+    assert not any(map(lives, ranks.values()))
 
 
 STARTER = """
@@ -252,7 +252,7 @@ def test_processes_end_with_their_starter(model, encoded, tmp_path):
     with subprocess.Popen([sys.executable, "-c", STARTER, str(handed)], cwd=PACKAGE_ROOT, env=own_files) as starter:
         ranks = wait_for(lambda: len(found := ranks_of(starter.pid)) == 2 and found)
         starter.kill()
-    wait_for(lambda: not any(one.is_running() and one.status() != "zombie" for one in ranks.values()))
+    wait_for(lambda: not any(map(lives, ranks.values())))
 
 
 def test_a_task_is_handed_over_whole(encoded, tmp_path):

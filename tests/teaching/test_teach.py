@@ -99,7 +99,8 @@ def test_a_killed_pass_goes_on_and_ends_in_the_same_bytes(run, tmp_path, monkeyp
 
 
 def test_batches_change_results_by_rounding_alone(run, encoded, tmp_path):
-    stores = [run(tmp_path, replace(SETTINGS, batch_tokens=tokens)) for tokens in (1, 10_000)]
+    exact = replace(SETTINGS, store="exact")  # codes may differ by a whole step where numbers hardly do
+    stores = [run(tmp_path, replace(exact, batch_tokens=tokens)) for tokens in (1, 10_000)]
     assert stores[0].folder != stores[1].folder
     for name in encoded:
         one, other = (store[name] for store in stores)
@@ -207,7 +208,9 @@ def make_gemma(vocab_size):
         final_logit_softcapping=5.0,
         initializer_range=0.3,
     )
-    return Gemma2ForCausalLM(config).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Gemma2ForCausalLM(config).eval()
 
 
 @pytest.mark.parametrize("make", [make_llama, make_gemma])
