@@ -4,18 +4,20 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
-# No deadline: other work on the machine is no bug. The same examples in every run, so that a commit passes or fails;
-# `--hypothesis-profile=search` looks for new ones.
-hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=True)
-hypothesis_settings.register_profile("search", deadline=None)
+# No deadlines, and examples may be drawn slowly: other work on the machine is no bug. The same examples in every run,
+# so that a commit passes or fails; `--hypothesis-profile=search` looks for new ones.
+patient = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.register_profile("repeatable", patient, derandomize=True)
+hypothesis_settings.register_profile("search", patient)
 hypothesis_settings.load_profile("repeatable")
 
 # Before anything is imported, and for all processes that tests start.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB__SERVICE_WAIT", "600")  # seconds that W&B's own process may take to start
-for name in ("no_proxy", "NO_PROXY"):  # servers of tests are on this machine, whatever leads to others
+for name in ("no_proxy", "NO_PROXY"):  # no proxy stands before the tests' own servers
     os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
 
 TEST_CACHE = Path(os.environ.get("FUSION_TEST_CACHE") or Path(__file__).parent / ".cache")

@@ -2,6 +2,8 @@
 
 import shutil
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,8 +174,10 @@ def test_a_job_that_is_no_worker_reads_what_workers_left(run, share, tmp_path, m
     assert written == [0, 2]
 
 
-def test_every_shard_is_logged_with_speed_and_time_left(run, tmp_path, caplog):
+def test_every_shard_is_logged_with_speed_and_time_left(run, tmp_path, caplog, monkeypatch):
+    """By a clock that goes on by a second whenever it is looked at."""
     caplog.set_level("INFO")
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=count(1.0).__next__))
     run(tmp_path)
     lines = [line for line in caplog.messages if line.startswith("teacher pivot: ")]
     assert [line.split(",")[0] for line in lines] == [f"teacher pivot: {n} of 3 shards" for n in (1, 2, 3)]

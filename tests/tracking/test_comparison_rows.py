@@ -49,7 +49,7 @@ def test_baselines_of_every_job_are_kept_once(tmp_path, caplog):
     record_job(tmp_path / ".merge=dare.building", [row("dare", "merged", 0.7)])
     rows = read_rows(tmp_path)
     assert [one.model for one in rows] == ["sce", "tiny_b", "tiny_a", "sft", "tiny_b", "tiny_a", "pivot", "ties"]
-    assert not caplog.records
+    assert not [one for one in caplog.records if one.name.startswith("fusion")]  # threads of others may say something
 
 
 def test_scores_that_disagree_between_jobs_are_reported(tmp_path, caplog):
