@@ -2,8 +2,11 @@
 
 import os
 import signal
-import time
+import sys
 from collections.abc import Callable
+
+FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+"""Of Python's audit events, those that tell how far a process is with its files."""
 
 
 def fork(work: Callable[[], object]) -> int:
@@ -24,8 +27,48 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def kill_after(child: int, seconds: float) -> bool:
-    """Kill `child` so long after now; whether it was still alive."""
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    return ended(child) == -signal.SIGKILL
+def file_events(work: Callable[[], object]) -> int:
+    """How many file events `work` has in a process of its own."""
+    reader, writer = os.pipe()
+
+    def counted() -> None:
+        seen = []
+        sys.addaudithook(lambda event, _: seen.append(event) if event in FILE_EVENTS else None)
+        work()
+        os.write(writer, str(len(seen)).encode())
+
+    assert ended(fork(counted)) == 0
+    count = int(os.read(reader, 20))
+    os.close(reader)
+    os.close(writer)
+    return count
+
+
+def doom(event: int, seconds: float) -> None:
+    """Let this process be killed so long behind its file event of that number, whatever it does then.
+
+    The kernel's alarm ends it as SIGKILL does: no code of it runs any more. What another process would kill after a
+    time of sleeping has gone on by then as far as the machine lets it, to its end or not to its beginning.
+    """
+    left = [event]
+
+    def tell(name: str, _: object) -> None:
+        if name in FILE_EVENTS:
+            left[0] -= 1
+            if left[0] == 0:
+                signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    sys.addaudithook(tell)
+
+
+def killed(work: Callable[[], object], event: int, seconds: float) -> bool:
+    """Run `work` in a process that is doomed; whether it was killed, and not done before."""
+
+    def doomed() -> None:
+        doom(event, seconds)
+        work()
+
+    status = ended(fork(doomed))
+    assert status in (0, -signal.SIGALRM), status
+    return status != 0

@@ -5,11 +5,12 @@ Children are forked from this process, so that the imports are paid once.
 
 import os
 import random
-import time
 from dataclasses import replace
+from functools import partial
+from signal import SIGALRM
 
 import pytest
-from forked import ended, fork, kill_after
+from forked import doom, ended, file_events, fork, killed
 from tiny_models import encoder
 
 from fusion.alignment.pair import align_pair
@@ -58,15 +59,9 @@ def check_building(cache, whole):
     return len(shards)
 
 
-def seconds_of(read, cache):
-    started = time.perf_counter()
-    assert ended(fork(lambda: read(cache))) == 0
-    return time.perf_counter() - started
-
-
 def test_a_teacher_pass_that_is_killed_again_and_again(read, whole, tmp_path, monkeypatch):
     """Every pass goes on where the last one was killed, until the store is finished; then a new one is begun."""
-    duration = seconds_of(read, tmp_path / "timed")
+    events = file_events(lambda: read(tmp_path / "counted"))
     append, pipe = DistributionStore.append, os.pipe()
 
     def tells(self, number, names, rows):
@@ -82,8 +77,8 @@ def test_a_teacher_pass_that_is_killed_again_and_again(read, whole, tmp_path, mo
         (cache / "teaching").mkdir(parents=True, exist_ok=True)
         (cache / "teaching" / "none.building").mkdir(exist_ok=True)
         (cache / "teaching" / "none.building").rmdir()
-        child = fork(lambda cache=cache: read(cache))
-        if not kill_after(child, moments.uniform(0, 0.8 * duration)):
+        moment = moments.randint(1, int(0.8 * events)), moments.uniform(0, 0.003)
+        if not killed(lambda cache=cache: read(cache), *moment):
             number, told = number + 1, 0
             drain(pipe[0])
             continue
@@ -109,11 +104,19 @@ def drain(pipe):
 
 def test_workers_that_are_killed_stop_nobody(read, whole, tmp_path):
     """Three workers at once, one of them killed; the others end, and a job without a share reads the rest."""
-    for attempt, moment in enumerate((0.05, 0.15, 0.3)):
+    settings = [replace(TEACHER, workers=3, worker=worker) for worker in range(3)]
+    events = file_events(lambda: read(tmp_path / "counted", settings[0]))
+
+    def work(cache, worker, moment):
+        if moment is not None:
+            doom(moment, 0)
+        read(cache, settings[worker])
+
+    for attempt, share in enumerate((0.1, 0.4, 0.6)):
         cache = tmp_path / str(attempt)
-        settings = [replace(TEACHER, workers=3, worker=worker) for worker in range(3)]
-        children = [fork(lambda one=one, cache=cache: read(cache, one)) for one in settings]
-        kill_after(children[attempt], moment)
+        moments = [int(share * events) if worker == attempt else None for worker in range(3)]
+        children = [fork(partial(work, cache, worker, moment)) for worker, moment in enumerate(moments)]
+        assert ended(children[attempt]) == -SIGALRM
         others = [ended(child) for place, child in enumerate(children) if place != attempt]
         assert others == [0, 0]
         assert check_building(cache, whole) >= 2 * 40 // 3
@@ -150,7 +153,7 @@ def finished_files(cache):
 
 def test_an_alignment_that_is_killed_again_and_again(align, tmp_path):
     """Kills come while pairs are counted, while rows are mapped, and while paths are compared."""
-    duration = seconds_of(align, tmp_path / "timed")
+    events = file_events(lambda: align(tmp_path / "counted"))
     align(tmp_path / "whole")
     whole = finished_files(tmp_path / "whole")
     assert {name.parts[0] for name in whole} == {"alignment", "statistics", "paths"}
@@ -158,7 +161,8 @@ def test_an_alignment_that_is_killed_again_and_again(align, tmp_path):
     stopped_at = set()
     while kills < KILLS:
         cache = tmp_path / f"killed-{number}"
-        if not kill_after(fork(lambda cache=cache: align(cache)), moments.uniform(0, 0.6 * duration)):
+        moment = moments.randint(1, int(0.8 * events)), moments.uniform(0, 0.003)
+        if not killed(lambda cache=cache: align(cache), *moment):
             number += 1  # it was finished before the kill came; the next one starts from nothing
             continue
         kills += 1
