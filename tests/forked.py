@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from random import Random
 
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 """Of Python's audit events, those that tell how far a process is with its files."""
@@ -62,8 +63,10 @@ def doom(event: int, seconds: float) -> None:
     sys.addaudithook(tell)
 
 
-def killed(work: Callable[[], object], event: int, seconds: float) -> bool:
-    """Run `work` in a process that is doomed; whether it was killed, and not done before."""
+def killed(work: Callable[[], object], draw: Random, events: int) -> bool:
+    """Run `work` in a process that is doomed, at one of so many file events or soon behind it; whether it was killed,
+    and not done before."""
+    event, seconds = draw.randint(1, events), draw.choice((0, draw.uniform(0, 0.003)))
 
     def doomed() -> None:
         doom(event, seconds)

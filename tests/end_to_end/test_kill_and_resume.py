@@ -77,8 +77,7 @@ def test_a_teacher_pass_that_is_killed_again_and_again(read, whole, tmp_path, mo
         (cache / "teaching").mkdir(parents=True, exist_ok=True)
         (cache / "teaching" / "none.building").mkdir(exist_ok=True)
         (cache / "teaching" / "none.building").rmdir()
-        moment = moments.randint(1, int(0.8 * events)), moments.uniform(0, 0.003)
-        if not killed(lambda cache=cache: read(cache), *moment):
+        if not killed(lambda cache=cache: read(cache), moments, int(0.8 * events)):
             number, told = number + 1, 0
             drain(pipe[0])
             continue
@@ -161,8 +160,7 @@ def test_an_alignment_that_is_killed_again_and_again(align, tmp_path):
     stopped_at = set()
     while kills < KILLS:
         cache = tmp_path / f"killed-{number}"
-        moment = moments.randint(1, int(0.8 * events)), moments.uniform(0, 0.003)
-        if not killed(lambda cache=cache: align(cache), *moment):
+        if not killed(lambda cache=cache: align(cache), moments, int(0.8 * events)):
             number += 1  # it was finished before the kill came; the next one starts from nothing
             continue
         kills += 1

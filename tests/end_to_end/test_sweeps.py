@@ -1,16 +1,17 @@
 """Sweeps through the real commands: killed and run again, and what is shared between their jobs."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from signal import SIGALRM
 
 import pytest
+import torch
+from forked import doom, ended, fork
 from tiny_models import make_llama, make_tokenizer, save
 
+import merge
 import train
 from fusion.config.launch import launch
 from fusion.dialogues.dialogue import chat, write_jsonl
@@ -40,16 +41,24 @@ def finished(folder):
     return found
 
 
-def test_a_killed_sweep_does_only_what_is_missing(merging, tmp_path):
-    command = [sys.executable, str(REPOSITORY / "merge.py"), *merging]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ, **quiet)
-    while process.poll() is None and len(finished(tmp_path / "sweep")) < ENOUGH:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a process that has used a GPU cannot be forked")
+def test_a_killed_sweep_does_only_what_is_missing(merging, tmp_path, monkeypatch):
+    whole = merge.merge_and_save
+
+    def killed_after_enough(tasks):
+        if len(finished(tmp_path / "sweep")) == ENOUGH:
+            doom(20, 0)
+        whole(tasks)
+
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr("sys.argv", ["merge.py", *merging])
+        patch.setattr(merge, "merge_and_save", killed_after_enough)
+        assert ended(fork(lambda: launch("merge", merge.run))) == -SIGALRM
     before = finished(tmp_path / "sweep")
-    assert ENOUGH <= len(before) < JOBS
+    assert len(before) == ENOUGH
+    assert len(list((tmp_path / "sweep").glob("*/result.json"))) == ENOUGH + 1
+    command = [sys.executable, str(REPOSITORY / "merge.py"), *merging]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     after = finished(tmp_path / "sweep")
     assert len(after) == JOBS

@@ -115,7 +115,7 @@ def test_a_merge_that_is_killed_goes_on_to_the_same_bytes(method, models, tmp_pa
     events = file_events(lambda: merge(method, models, tmp_path / "counted"))
     out, moments, kills, longest = tmp_path / "killed", random.Random(method), 0, 0
     while kills < kills_of(method):
-        if killed(lambda: merge(method, models, out), moments.randint(1, events), moments.uniform(0, 0.003)):
+        if killed(lambda: merge(method, models, out), moments, events):
             kills += 1
             assert len(journalled(out)) >= longest or out.exists()  # what was finished is never lost
             longest = len(journalled(out))

@@ -55,8 +55,7 @@ def test_a_training_that_is_killed_again_and_again(data, tmp_path):
     while kills < KILLS:
         folder = tmp_path / str(number)
         folder.mkdir(exist_ok=True)
-        moment = moments.randint(1, int(0.8 * events)), moments.uniform(0, 0.003)
-        if not killed(lambda folder=folder: train(data, folder), *moment):
+        if not killed(lambda folder=folder: train(data, folder), moments, int(0.8 * events)):
             number += 1
             steps.append(0)
             continue
