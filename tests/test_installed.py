@@ -28,11 +28,11 @@ def installed(tmp_path_factory):
     """A folder with what `pip install` puts into site-packages, built as pip builds it."""
     root = tmp_path_factory.mktemp("wheel")
     source = root / "source"
+    source.mkdir()
     for name in SOURCES:
-        source.mkdir(exist_ok=True)
-        if (REPOSITORY / name).is_dir():  # without what other processes may compile meanwhile
-            skipped = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(REPOSITORY / name, source / name, symlinks=True, ignore=skipped)
+        if (REPOSITORY / name).is_dir():  # without what other processes are just compiling
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(REPOSITORY / name, source / name, symlinks=True, ignore=ignore)
         else:
             shutil.copy(REPOSITORY / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(root), "."]

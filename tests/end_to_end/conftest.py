@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PATIENCE = 3600
+"""Seconds that a command may take, on the slowest machine."""
 METHODS = ("linear", "task_arithmetic", "ties", "dare_linear", "varm", "sce")
 
 
@@ -37,7 +39,7 @@ class Workplace:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=PATIENCE,
         )
         assert done.returncode == code, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done.stdout + done.stderr

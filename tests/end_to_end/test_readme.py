@@ -12,7 +12,7 @@ from chat_server import chat_server
 
 from fusion.dialogues.dialogue import read_jsonl, write_jsonl
 
-from .conftest import REPOSITORY
+from .conftest import PATIENCE, REPOSITORY
 
 SMALL = ("world=smoke", "trainer.max_steps=2")
 
@@ -86,5 +86,6 @@ def test_command_runs(command, workplace, substitutes, judge):
         words += ["paths.runs=readme_runs"]  # so that the targets that merge.py finds stay those of the fixture
     if words[0].endswith(".py"):
         words[0] = str(REPOSITORY / words[0])
-    done = subprocess.run([sys.executable, *words], cwd=workplace.root, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=workplace.root, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]

@@ -4,12 +4,13 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
-from .conftest import REPOSITORY
+from .conftest import PATIENCE, REPOSITORY
 
 SETTINGS = (
     *("world=smoke", "evaluation=none", "parallel=fsdp", "parallel.accelerator=cpu"),
@@ -17,8 +18,13 @@ SETTINGS = (
 )
 
 
+ATTEMPTS = 5
+"""A machine may be too busy to look at the job before its last step."""
+
+
 def told_to_end(workplace, job):
-    """Start a job and send it a SIGTERM when its first checkpoint is there; return its output."""
+    """Start a job and send it a SIGTERM when its first checkpoint is there; return its output, or None where it was
+    done by then."""
     command = [sys.executable, str(REPOSITORY / "train.py"), *SETTINGS, f'hydra.run.dir="{job}"']
     with subprocess.Popen(
         command,
@@ -28,12 +34,15 @@ def told_to_end(workplace, job):
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + PATIENCE
         while not any((job / "checkpoints").glob("step-*")) and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=PATIENCE)
+    if process.returncode == 0 or (job / "checkpoints" / "step-000048").is_dir():
+        shutil.rmtree(job)
+        return None
     assert process.returncode == 143, output[-3000:]
     return output
 
@@ -44,7 +53,9 @@ def result(job):
 
 def test_a_job_of_two_processes_that_is_told_to_end(workplace, targets):
     job = workplace.root / "told" / "source=tiny_a,seed=0"  # a name as those of sweeps
-    *_, told, line = told_to_end(workplace, job).splitlines()
+    outputs = (told_to_end(workplace, job) for _ in range(ATTEMPTS))
+    output = next(one for one in outputs if one is not None)
+    *_, told, line = output.splitlines()
     (checkpoint,) = (job / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("step-"))
     assert told.startswith(f"told to end (SIGTERM) after step {step} of 48; its checkpoint is in ")

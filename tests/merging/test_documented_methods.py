@@ -52,7 +52,7 @@ def test_the_documented_command_finds_it(tmp_path: Path, monkeypatch: pytest.Mon
     command = [sys.executable, str(ROOT / "merge.py"), "--config-dir", "my_conf", "merge=loudest", "evaluation=none"]
     command += [f"base={folders[0]}", f"targets=[{folders[1]},{folders[2]}]", "hydra.run.dir=run"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True, timeout=300
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True, timeout=3600
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     merged = load_file(tmp_path / "run" / "model" / "model.safetensors")

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import pytest
 import torch
 from pytorch_lightning.strategies import FSDPStrategy
 
@@ -50,8 +51,9 @@ def run_fits(
         (folder / name).mkdir(parents=True)
         paths = (data.prepared.fused.folder.resolve(), data.prepared.inputs, (folder / name).resolve())
         Task(config, *paths, "a card", starts.get(name)).save(folder / name)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    failure = run_group(Group("parallel_fits", folder.resolve(), size, is_heard=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        failure = run_group(Group("parallel_fits", folder.resolve(), size, is_heard=True))
     assert failure is None, "\n".join(failure.problems)
     return {name: found(folder / name) for name in configs}
 

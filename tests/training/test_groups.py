@@ -3,6 +3,7 @@
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -80,19 +81,25 @@ class Lines:
         pass
 
 
+@contextmanager
+def kept_port():
+    """A port that nobody else is given before the first node listens there: bound here all the while."""
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the node does; neither disturbs the other then
+        one.bind(("127.0.0.1", 0))
+        yield one.getsockname()[1]
+
+
 def test_two_nodes_of_two_processes_with_a_replica_each(data, tmp_path):
     """HSDP as it is meant: sharded within a node, reduced between nodes. A job of four devices in the end."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{one.getsockname()[1]}"
     larger, lines = changed(data, batch_size=8, epochs=10), Lines()
     config = spread(larger, "fsdp", num_nodes=2, replicas=2)
 
-    def train(number):
+    def train(number, address):
         return train_in_processes(config, larger, [lines], tmp_path, "card", Node(number, 2, address))
 
-    with ThreadPoolExecutor() as pool:
-        first, second = pool.map(train, range(2))
+    with kept_port() as port, ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(train, range(2), [f"127.0.0.1:{port}"] * 2)
     assert (first.steps, second.steps) == (STEPS, STEPS)
     losses, norms, weights = alone(larger)
     assert lines.losses == pytest.approx(losses, rel=RELATIVE)  # the first process alone tells

@@ -136,7 +136,9 @@ def make_gpt2(vocab_size):
     config = GPT2Config(
         vocab_size=vocab_size, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3, bos_token_id=0, eos_token_id=0
     )
-    return GPT2LMHeadModel(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(config)
 
 
 @pytest.mark.parametrize("make", [make_llama, make_qwen, make_gpt2])

@@ -53,9 +53,15 @@ def test_a_line_says_who_won_the_dialogues_of_its_step(data, capsys):
         assert line.endswith(f"won by {' '.join(shares)}")
 
 
-def test_a_terminal_gets_a_bar_with_the_same_numbers(data, monkeypatch):
-    screen = Console(file=StringIO(), force_terminal=True, width=220)
-    monkeypatch.setattr(progress, "Console", lambda file: screen)
+@pytest.fixture
+def screen(monkeypatch):
+    """A terminal, whatever the tests themselves are shown on."""
+    terminal = Console(file=StringIO(), force_terminal=True, width=220, _environ={"TERM": "xterm"})
+    monkeypatch.setattr(progress, "Console", lambda file: terminal)
+    return terminal
+
+
+def test_a_terminal_gets_a_bar_with_the_same_numbers(data, screen):
     module, fitted = trained(data, epochs=1, log_every_steps=1)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.file.getvalue())
     assert f"{module.total_steps}/{module.total_steps}" in shown
@@ -65,10 +71,7 @@ def test_a_terminal_gets_a_bar_with_the_same_numbers(data, monkeypatch):
     assert "left:" not in shown  # no plain lines beside the bar
 
 
-def test_the_terminal_is_whole_again_after_an_error(data, monkeypatch):
-    screen = Console(file=StringIO(), force_terminal=True, width=220)
-    monkeypatch.setattr(progress, "Console", lambda file: screen)
-
+def test_the_terminal_is_whole_again_after_an_error(data, screen, monkeypatch):
     def fail(*_):
         raise RuntimeError("told by the step")
 
