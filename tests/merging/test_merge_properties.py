@@ -58,7 +58,6 @@ def but(*excused: Mapping[str, str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", [name for name in method_names() if name not in names])
 
 
-near = {"rtol": 2e-4, "atol": 1e-7}
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=8)
 
@@ -108,9 +107,11 @@ def scaled(states: list[State], factor: float) -> list[State]:
 
 
 def assert_near(actual: State, expected: State) -> None:
+    """Elements in which large numbers cancel are as exact as the largest ones: drawn numbers have such, too."""
     assert actual.keys() == expected.keys()
-    for one in actual:
-        torch.testing.assert_close(actual[one], expected[one], **near)
+    for one, wanted in expected.items():
+        atol = max(1e-7, 1e-5 * float(wanted.abs().max()))
+        torch.testing.assert_close(actual[one], wanted, rtol=2e-4, atol=atol)
 
 
 @but(OTHER_ORDER)

@@ -150,12 +150,12 @@ def test_the_merged_folder_says_what_the_adapted_model_said(tmp_path, monkeypatc
     assert (wanted - pivot).abs().max() > 0.1
     merge_adapters(model)
     assert list(model.state_dict()) == names
-    torch.testing.assert_close(logits(model), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(model), wanted, rtol=1e-4, atol=1e-4)
     export_model(model, tokenizer, tmp_path / "model", torch.float32, "card")
     monkeypatch.setitem(sys.modules, "peft", None)  # whoever loads the folder need not have it
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert type(loaded) is type(model)
-    torch.testing.assert_close(logits(loaded), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(loaded), wanted, rtol=1e-4, atol=1e-4)
     assert not any("lora" in name or "base_layer" in name for name in load_file(tmp_path / "model/model.safetensors"))
     assert "adapter_config.json" not in {path.name for path in (tmp_path / "model").iterdir()}
 
