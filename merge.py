@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fusion.config.errors import UserError, raise_problems
@@ -42,6 +44,8 @@ class Task:
     """None until a search has found it."""
     evidence: "Evidence | None" = None
     search: "ScaleSearch | None" = None
+    tokenizer: Path | None = None
+    """Folder of the tokeniser of merged weights while they are in memory."""
 
     @property
     def request(self) -> "MergeRequest":
@@ -235,6 +239,7 @@ def in_memory(tasks: "Sequence[Task]") -> "Iterator[tuple[Task, MergedDeltas]]":
     """The merged deltas of all tasks: as many at once as `engine.memory` holds, for which the inputs are read once."""
     from fusion.config.sizes import num_bytes
     from fusion.merging import merge_deltas_together
+    from fusion.merging.checkpoints.companions import copy_companions
     from fusion.merging.inputs import Inputs
 
     if not tasks:
@@ -244,12 +249,19 @@ def in_memory(tasks: "Sequence[Task]") -> "Iterator[tuple[Task, MergedDeltas]]":
     base, targets = opened.base, opened.targets
     size = sum(DELTA_BYTES * spec.num_elements for spec in targets[0].specs.values())
     at_once = max(1, num_bytes(engine.memory) // size)
-    for first in range(0, len(tasks), at_once):
-        some = tasks[first : first + at_once]
-        merged = merge_deltas_together([task.request for task in some], base, targets, engine=engine)
-        for task in some:
-            task.record.lap("merge")
-        yield from zip(some, merged, strict=True)
+    with TemporaryDirectory(prefix="fusion-tokenizer-") as folder:
+        tokenizer = Path(folder) if opened.changes.written else None  # otherwise it is the base's
+        if tokenizer:
+            copy_companions(opened.reference, opened.changes, tokenizer)
+        for first in range(0, len(tasks), at_once):
+            some = tasks[first : first + at_once]
+            merged = merge_deltas_together([task.request for task in some], base, targets, engine=engine)
+            for task in some:
+                task.tokenizer = tokenizer
+                task.record.lap("merge")
+            yield from zip(some, merged, strict=True)
+    for task in tasks:
+        task.tokenizer = None
 
 
 def search_for_scale(task: Task, merged: "MergedDeltas") -> None:
@@ -259,7 +271,8 @@ def search_for_scale(task: Task, merged: "MergedDeltas") -> None:
 
     inputs = task.inputs
     data = data_with_heldout(inputs, "merge.scale=search", "give a number")
-    loss = heldout_loss(inputs.pivot, inputs.heldout_won, data.max_length, task.config.evaluation.batch_tokens)
+    settings = (inputs.heldout_won, data.max_length, task.config.evaluation.batch_tokens)
+    loss = heldout_loss(inputs.pivot, *settings, task.tokenizer)
     task.search = search_scale(lambda scale: loss(merged.at_scale(scale)))
     task.scale = task.search.best
     print(f"scale {task.scale:.3g} found in {len(task.search.evaluations)} evaluations")
@@ -312,7 +325,7 @@ def search_value(task: Task, weights: "Mapping[str, Tensor] | None") -> float | 
     data = data_with_heldout(inputs, f"search_value={config.search_value}", "leave it out")
     settings = (inputs.heldout_won, data.max_length, config.evaluation.batch_tokens)
     if weights is not None:
-        return heldout_loss(inputs.pivot, *settings)(weights)
+        return heldout_loss(inputs.pivot, *settings, task.tokenizer)(weights)
     return folder_loss(replace(inputs.pivot, path=str(task.job.folder / MODEL)), *settings)
 
 
@@ -331,7 +344,8 @@ def evidence_for(
 def score(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | None" = None) -> "list[ComparisonRow]":
     """Rows of the pivot, the sources, SFT, the targets and the merged model (last).
 
-    Merged `weights` are scored in the model of the base (without base: the first target's), whose layout they have.
+    Merged `weights` are scored in the model of the base (without base: the first target's), whose layout they have,
+    with the merged model's tokeniser.
     """
     from fusion.config.schema import ModelConfig
     from fusion.evaluation.compare import ScoredModel, models_of_merge, score_models
@@ -341,7 +355,10 @@ def score(task: Task, report: "MergeReport", weights: "Mapping[str, Tensor] | No
         return []
     saved = job.folder / MODEL
     folder = saved if weights is None else inputs.base or inputs.targets[0].path
-    merged = ScoredModel("merged", ModelConfig(name=report.method, path=str(folder)), weights=weights)
+    tokenizer = None if weights is None else task.tokenizer
+    merged = ScoredModel(
+        "merged", ModelConfig(name=report.method, path=str(folder)), weights=weights, tokenizer=tokenizer
+    )
     rows = score_models(
         [*models_of_merge(inputs), merged], inputs.data, config.evaluation, config.paths, config.seed, job.command
     )

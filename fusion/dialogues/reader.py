@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
@@ -75,6 +75,11 @@ def scoring_reader(model: ModelConfig, pivot: ModelConfig, max_length: int | Non
     if load_tokenizer(model).chat_template:
         return make_readers([model], "native", max_length)[0]
     return make_readers([pivot, model], "shared", max_length)[1]
+
+
+def with_tokenizer(model: ModelConfig, folder: Path | None) -> ModelConfig:
+    """What reads as `model` does, by the tokeniser in `folder`; None: the model itself."""
+    return model if folder is None else replace(model, path=str(folder), revision=None)
 
 
 def encode_all(

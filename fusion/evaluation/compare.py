@@ -10,7 +10,7 @@ from torch import Tensor
 from fusion.config.schema import DataConfig, EvaluationConfig, ModelConfig, PathsConfig
 from fusion.dialogues.dialogue import Dialogue
 from fusion.dialogues.load import load_dialogues, load_splits
-from fusion.dialogues.reader import scoring_reader
+from fusion.dialogues.reader import scoring_reader, with_tokenizer
 from fusion.evaluation.samples import choose_samples
 from fusion.evaluation.score import Scores, score_folder, score_weights
 from fusion.tracking.inputs import MergeInputs, read_lineage
@@ -31,6 +31,8 @@ class ScoredModel:
     """Of targets: stage 1's report of alignment and fusion."""
     weights: Mapping[str, Tensor] | None = None
     """What is scored in place of the weights in the model's folder."""
+    tokenizer: Path | None = None
+    """Folder of the tokeniser that fits `weights`; None: it is the model's own."""
 
 
 def models_of_merge(inputs: MergeInputs) -> list[ScoredModel]:
@@ -76,12 +78,13 @@ def score_models(
     samples = choose_samples(test, heldout, evaluation.samples, evaluation.sample_tokens)
     rows = []
     for scored in models:
-        reader = scoring_reader(scored.model, models[0].model, data.max_length)
+        own = with_tokenizer(scored.model, scored.tokenizer)
+        reader = scoring_reader(own, models[0].model, data.max_length)
         how = test, heldout, evaluation.batch_tokens
         if scored.weights is None:
             scores = score_folder(reader, *how, Path(paths.cache), samples)
         else:
-            scores = score_weights(reader, scored.weights, *how, samples)
+            scores = score_weights(reader, scored.weights, *how, samples, scored.model)
         rows.append(comparison_row(scored, scores, seed, command))
     return rows
 

@@ -23,7 +23,7 @@ from fusion.dialogues.dialogue import Dialogue
 from fusion.dialogues.encode import Encoded, Encoder
 from fusion.dialogues.reader import Reader, encode_all
 from fusion.evaluation.samples import SampleSettings, sample_answers
-from fusion.teaching.causal_lm import load_causal_lm, on_device
+from fusion.teaching.causal_lm import embedding_rows, load_causal_lm, on_device
 from fusion.teaching.forward import RowReader, token_batches
 
 AVERAGE = "average"
@@ -176,15 +176,26 @@ def score_weights(
     heldout: Sequence[Dialogue],
     batch_tokens: int,
     samples: SampleSettings = NO_SAMPLES,
+    model: ModelConfig | None = None,
 ) -> Scores:
-    """Score the model of `reader` with other weights of the same shapes, which need not be on the disk."""
-    model = on_device(load_causal_lm(reader.model))
-    take_weights(model, weights)
-    return score_model(model, reader.encoder, reader.vocab_size, test, heldout, batch_tokens, samples)
+    """Score other weights, which need not be on the disk, in `model` (default: that of `reader`).
+
+    They have its shapes, but for the rows of tokens, which are those of `reader`.
+    """
+    loaded = on_device(load_causal_lm(model or reader.model))
+    take_weights(loaded, weights)
+    return score_model(loaded, reader.encoder, reader.vocab_size, test, heldout, batch_tokens, samples)
 
 
 def take_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
-    """Give `model` the weights of a state dict as files hold it: tied heads are not in it."""
+    """Give `model` the weights of a state dict as files hold it: tied heads are not in it.
+
+    Its embedding and head get as many rows as there are.
+    """
+    embedding = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding) + ".weight"
+    if name in weights and len(weights[name]) != embedding_rows(model):
+        model.resize_token_embeddings(len(weights[name]), mean_resizing=False)
     model.load_state_dict(dict(weights), strict=False)
     model.tie_weights()
 

@@ -1,7 +1,6 @@
 """What the settings of a job ask for: a method, its parameters, and a scale that may have to be searched."""
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from fusion.config import UserError, raise_problems
@@ -29,7 +28,7 @@ def asked(config: MergeConfig, num_targets: int | None) -> Asked:
     problems = check_parameters(method, parameters, num_targets=num_targets)
     if scale != SEARCH and not _is_number(scale):
         problems.append(f"merge.scale={scale}: a number is expected, or {SEARCH}")
-    raise_problems([*problems, *_in_memory_problems(config)])
+    raise_problems(problems)
     return Asked(method, parameters, None if scale == SEARCH else float(scale))
 
 
@@ -44,16 +43,3 @@ def asked_problems(config: MergeConfig) -> list[str]:
 
 def _is_number(scale: object) -> bool:
     return isinstance(scale, int | float) and not isinstance(scale, bool) and math.isfinite(scale)
-
-
-def _in_memory_problems(config: MergeConfig) -> Iterator[str]:
-    """Merged weights in memory are read by the pivot's model, which has the base's tokens."""
-    if config.vocabulary not in ("union", "intersect"):
-        return
-    wanted = {f"merge.scale={SEARCH}": "give a number"} if config.merge.get("scale") == SEARCH else {}
-    wanted |= {} if config.save else {"save=false": "leave it out"}
-    for setting, instead in wanted.items():
-        yield (
-            f"{setting} tries merged weights in the pivot's model, which has other tokens than "
-            f"vocabulary={config.vocabulary} gives: {instead}, or take vocabulary=base"
-        )
