@@ -16,7 +16,7 @@ from fusion.evaluation.search import folder_loss
 from fusion.merging import merge_folders
 from fusion.tracking.inputs import find_inputs
 
-DIALOGUES = [chat("ratioofpoles the river", "The ratio of theriver poles"), chat("yes", "the river ratioofpoles")]
+DIALOGUES = [chat("ratioofpoles the river", "The ratio of theriver poles"), chat("yes", "the polesriver ratioofpoles")]
 ENGINE = EngineConfig(threads=1, probe_disk=False)
 
 
