@@ -129,8 +129,10 @@ class Failures:
     is_ours: bool = False
     """One of them was no mistake of the user's."""
 
-    def add(self, job: Job, problems: Sequence[str]) -> None:
+    def add(self, job: Job, problems: Sequence[str], is_plan: bool = False) -> None:
         self.problems += [f"{job.name}: {problem}" for problem in problems]
+        if is_plan:  # of which nothing was run
+            return
         folder = shlex.quote(f'hydra.run.dir="{job.folder}"')
         self.again.append(f"{job.command} {folder}")
 
@@ -143,27 +145,28 @@ def _run(
     if file := cancelled(job, config.get("tags", []), Path(config.paths.runs)):
         print(f"{job.name}: not run, cancelled by {file}")
         return None
+    is_plan = bool(config.get("plan"))
     try:
         settings = to_settings(config, SCHEMAS[entry])
         raise_problems(_problems(entry, settings, more))
         keep_digests(Path(settings.paths.cache))
         with _disk_errors():
-            value = run(settings, job)
-        if getattr(settings, "plan", False):
-            _forget(job)
-        return value
+            return run(settings, job)
     except UserError as error:
         if job.sweep is None:
             _complain(error.problems)
         if os.getpid() != starter:  # a launcher with processes of its own: only Hydra brings errors back
             raise UserError([f"{job.name}: {problem}" for problem in error.problems]) from error
-        failures.add(job, error.problems)
+        failures.add(job, error.problems, is_plan)
     except Exception as error:
         if job.sweep is None or os.getpid() != starter:
             raise
         traceback.print_exc()
         failures.add(job, [f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"])
         failures.is_ours = True
+    finally:
+        if is_plan:
+            _forget(job)
     return None
 
 

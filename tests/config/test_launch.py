@@ -219,6 +219,18 @@ def test_a_plan_leaves_nothing_of_its_own_and_all_of_others(command, tmp_path):
     assert (tmp_path / "logs/of_another_program.log").read_text() == "kept"
 
 
+def test_a_plan_with_a_mistake_leaves_nothing_to_run_again(command, tmp_path):
+    def refuse(settings, job):
+        raise UserError("no such target")
+
+    assert command("merge", "plan=true", job=refuse)[0] == 2
+    assert not list(tmp_path.glob("runs/*"))
+    code, _, said = command("merge", "-m", "plan=true", "seed=1,2", job=refuse)
+    assert (code, said.count("no such target")) == (2, 2)
+    assert "run again" not in said
+    assert not list(tmp_path.glob("runs/*"))
+
+
 def test_mistakes_that_an_entry_point_finds_are_told_with_others(command, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["merge.py", "seed=-1", "merge.tau=often"])
     with pytest.raises(SystemExit, match="2"):
