@@ -3,8 +3,11 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from random import Random
+
+from waiting import PATIENCE
 
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 """Of Python's audit events, those that tell how far a process is with its files."""
@@ -23,9 +26,16 @@ def fork(work: Callable[[], object]) -> int:
     return child
 
 
-def ended(child: int) -> int:
-    """How a child ended: its exit status, or minus the signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def ended(child: int, seconds: float = PATIENCE) -> int:
+    """How a child ended: its exit status, or minus the signal. One that does not end is killed, and the test fails."""
+    end = time.monotonic() + seconds
+    while not (found := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise AssertionError(f"a forked process did not end within {seconds:g} seconds")
+        time.sleep(0.002)
+    return os.waitstatus_to_exitcode(found[1])
 
 
 def file_events(work: Callable[[], object]) -> int:

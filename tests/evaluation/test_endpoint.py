@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from itertools import count
 
 import pytest
 from chat_server import KEY, KEY_VARIABLE, chat_server, files_with
@@ -231,10 +232,10 @@ endpoint.ask_all([Question(({"role": "user", "content": f"question {n}"},)) for 
 
 def test_killed_and_resumed(tmp_path):
     """After a SIGKILL only what had no reply is asked again; every kept file is whole."""
-    may_go_on = threading.Event()
+    may_go_on, numbers = threading.Event(), count(1)
 
     def slow_after_seven(payload):
-        if len(server.payloads) > 7:
+        if next(numbers) > 7:
             may_go_on.wait(PATIENCE)
         return echo(payload)
 
