@@ -156,10 +156,11 @@ class Endpoint:
         self._lost_in_a_row = 0
         places = [self._path(question) for question in questions]
         unique = dict(zip(places, questions, strict=True))  # the same question is asked once
+        asked = self.ledger.asked  # the first answers may be there before anybody looks
         with ThreadPoolExecutor(max_workers=self.settings.concurrency) as pool:
             futures = {path: pool.submit(self._answer, path, question) for path, question in unique.items()}
             try:
-                self._tell_progress(futures.values())
+                self._tell_progress(futures.values(), asked)
                 errors = [error for future in futures.values() if (error := future.exception()) is not None]
             except BaseException:  # the user's Ctrl-C must not wait for a thousand questions
                 self._stop.set()
@@ -175,10 +176,9 @@ class Endpoint:
             )
         return [futures[path].result() for path in places]
 
-    def _tell_progress(self, futures: Collection[Future[Reply]]) -> None:
-        """Waits for all, and says now and then how far they are."""
+    def _tell_progress(self, futures: Collection[Future[Reply]], asked: int) -> None:
+        """Waits for all, and says now and then how far they are; `asked` is how many had been asked before them."""
         step = max(1, len(futures) // PROGRESS_STEPS)
-        asked = self.ledger.asked
         for done, _ in enumerate(as_completed(futures), start=1):
             if done % step == 0 and self.ledger.asked > asked and len(futures) > PROGRESS_STEPS:
                 log.info("%s: %d of %d questions done", self._where, done, len(futures))
