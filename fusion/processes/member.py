@@ -21,8 +21,9 @@ OTHERS_SECONDS = 5
 """How long a process outlives another one's failure: enough for a failure of its own to be told."""
 
 
-def take_part(handover: Path, size: int, work: Callable[[], None]) -> None:
-    """Do this process's share of what `size` processes do together; a failure is told in a file of `handover`."""
+def take_part(handover: Path, size: int, work: Callable[[], None]) -> NoReturn:
+    """Do this process's share of what `size` processes do together, and end; a failure is told in a file of
+    `handover`."""
     rank = int(os.environ["RANK"])
     threading.Thread(target=_watch, args=(handover, rank), daemon=True).start()
     _log_to_starter(rank)
@@ -38,13 +39,21 @@ def take_part(handover: Path, size: int, work: Callable[[], None]) -> None:
         _leave(handover, rank, Failure(error.code if isinstance(error.code, int) else 1, [str(error)]))
     except BaseException:
         _leave(handover, rank, Failure(1, traceback.format_exc().splitlines()[-LAST_LINES:]))
+    _end(0)
 
 
 def _leave(handover: Path, rank: int, failure: Failure) -> NoReturn:
-    """End at once: the usual clean-up would wait for processes that wait for this one."""
     save_failure(handover, rank, failure)
+    _end(failure.status or 1)
+
+
+def _end(status: int) -> NoReturn:
+    """At once: the usual clean-up would wait for processes that wait for this one after a failure; and after success,
+    a thread of Gloo's that still holds a tensor while Python goes may abort the process, although all is done
+    (https://github.com/pytorch/pytorch/pull/179291)."""
     sys.stdout.flush()
-    os._exit(failure.status or 1)
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _watch(handover: Path, rank: int) -> None:

@@ -1,7 +1,10 @@
 """Groups of processes: idle devices, norms over flat shards, several nodes, and one job after the other."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,9 +15,10 @@ from checkpointed import changed, prepared
 from parallel_fits import IDLE, run_fits
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from waiting import PATIENCE
 
 from fusion.config.schema import ParallelConfig
-from fusion.processes.starter import Group, Node, run_group
+from fusion.processes.starter import PACKAGE_ROOT, Group, Node, run_group
 from fusion.training.fit import fit
 from fusion.training.module import FusionModule
 from fusion.training.processes import MODULE, Task, train_in_processes
@@ -132,3 +136,28 @@ def test_every_job_has_the_devices_that_it_asks_for(data, tmp_path):
     models = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "one_again")]
     assert all(torch.equal(one, models[1][weight]) for weight, one in models[0].items())
     assert_exported(tmp_path / "two" / "model", alone(data)[2])
+
+
+DONE = """
+import atexit, os, sys
+from pathlib import Path
+import torch
+from fusion.processes.member import take_part
+
+def work():
+    torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
+    atexit.register(os.abort)
+    print("done")
+
+take_part(Path(sys.argv[1]), 1, work)
+"""
+
+
+def test_an_interpreter_that_aborts_at_its_end_is_no_failure(tmp_path):
+    """Threads of the collective operations may do that to a process that has done all its work."""
+    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "1"}
+    command, pipe = [sys.executable, "-c", DONE, str(tmp_path)], subprocess.PIPE
+    with subprocess.Popen(command, cwd=PACKAGE_ROOT, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout.readline() == "done\n"
+        assert process.wait(PATIENCE) == 0
+    assert not list(tmp_path.glob("failure-*"))
