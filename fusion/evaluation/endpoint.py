@@ -224,7 +224,8 @@ class Endpoint:
                 if self._lost_in_a_row >= LOST_IN_A_ROW:
                     self._stop.set()
             raise
-        self._lost_in_a_row = 0
+        with self._lock:
+            self._lost_in_a_row = 0
         return reply
 
     def _asked_patiently(self, question: Question) -> Reply:
